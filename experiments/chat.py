@@ -1,0 +1,212 @@
+"""Talk to a run in the terminal: python experiments/chat.py RUN [--prompt "..."]."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from experiments.cli import run
+from nanochat.errors import UserError
+from nanochat.inference.engine import Engine
+from nanochat.inference.load import STAGES, find_run, load_model, newest_checkpoint
+from nanochat.inference.reply import ReplyReader
+from nanochat.model import Transformer
+from nanochat.tokenizer import Tokenizer, render_prompt
+
+HELP = """\
+/clear  forget the conversation      /quit  leave (or Ctrl-D)
+/help   show this                    Ctrl-C  stop an answer"""
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    run_dir = find_run(options.run, options.runs_dir)
+    path = newest_checkpoint(run_dir, options.stage, warn=lambda message: print(f"warning: {message}", file=sys.stderr))
+    stage = path.parents[1].name
+    device, dtype, reason = choose_device()
+    model, tokenizer = load_model(path, device, dtype)
+    sampling = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}
+    session = (Completion if stage == "base" else Chat)(model, tokenizer, options.max_tokens, sampling)
+    if options.prompt is not None:
+        answer(session, options.prompt, sys.stdout)
+        return 0
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        print(f"{run_dir.name}, {stage} stage, {path.name.replace('_', ' ')} on {device} ({reason})\n{HELP}")
+    return talk(session, sys.stdin, sys.stdout)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="chat.py", description="Talk to a trained run. A base model, which knows no "
+                                     "conversations yet, continues your text instead.")
+    parser.add_argument("run", help="a run's name, or the path of its directory")
+    parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
+    parser.add_argument("--prompt", help="ask this one thing, print the answer and leave")
+    parser.add_argument("--temperature", type=float, default=0.0,
+                        help="0 takes the likeliest word, 1 samples as trained (default: 0)")
+    parser.add_argument("--top-k", type=int, help="sample among this many likeliest tokens only (default: all)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
+    options = parser.parse_args(argv)
+    problems = [problem for problem, found in (
+        ("--temperature must be 0 or more", not options.temperature >= 0),
+        ("--top-k must be at least 1", options.top_k is not None and options.top_k < 1),
+        ("--max-tokens must be at least 1", options.max_tokens < 1)) if found]
+    if problems:
+        raise UserError("; ".join(problems))
+    return options
+
+
+def choose_device() -> tuple[str, torch.dtype, str]:
+    """Where and in what numbers to generate, and why."""
+    if torch.cuda.is_available():
+        return "cuda", torch.bfloat16, "a GPU, in the bf16 it was trained in"
+    return "cpu", torch.float32, "fp32 answers faster than bf16, one token at a time"
+
+
+class TooLong(UserError):
+    """A single message that leaves no room for an answer."""
+
+
+@dataclass
+class Completion:
+    """What a base model can do: continue a text. Every text stands alone."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    max_tokens: int
+    sampling: dict[str, Any]
+    notice: str = ""
+    """Something to tell the user once, after the answer."""
+
+    def reply(self, text: str) -> Iterator[tuple[str, str]]:
+        """The answer as (kind of part, text) pieces while it is being generated."""
+        reader = ReplyReader(self.tokenizer)
+        yield from self._stream([self.tokenizer.bos_id, *self.tokenizer.encode(text)], reader)
+
+    def clear(self) -> None:
+        """Forget everything said."""
+
+    @property
+    def context(self) -> int:
+        return self.model.config.max_seq_len
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that leave room for an answer: what was asked for, or a quarter of the context if that is less."""
+        return self.context - min(self.max_tokens, max(self.context // 4, 1))
+
+    def _stream(self, prompt: list[int], reader: ReplyReader) -> Iterator[tuple[str, str]]:
+        if len(prompt) > self.longest_prompt:
+            raise TooLong(f"this is {len(prompt)} tokens long, and {self.longest_prompt} fit before an answer in the "
+                          f"model's context of {self.context}", "say it shorter, or lower --max-tokens")
+        engine = Engine(self.model, self.tokenizer)
+        for (token,) in engine.generate([prompt], max_new_tokens=self.max_tokens, **self.sampling):
+            yield from reader.feed(token.id)
+        yield from reader.finish()
+
+
+@dataclass
+class Chat(Completion):
+    """A conversation: what was said before is part of the prompt, as far back as the context reaches."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    forgot: bool = False
+
+    def reply(self, text: str) -> Iterator[tuple[str, str]]:
+        reader = ReplyReader(self.tokenizer)
+        self.messages.append({"role": "user", "content": text})
+        self.messages.append({"role": "assistant", "content": reader.parts})  # grows, and stays if it is interrupted
+        try:
+            yield from self._stream(self._prompt(), reader)
+        except TooLong:
+            del self.messages[-2:]
+            raise
+
+    def clear(self) -> None:
+        self.messages, self.forgot, self.notice = [], False, ""
+
+    def _prompt(self) -> list[int]:
+        """All turns but the oldest, where they do not fit."""
+        prompt = render_prompt(self.tokenizer, self.messages[:-1])
+        while len(prompt) > self.longest_prompt and len(self.messages) > 2:
+            del self.messages[:2]
+            prompt = render_prompt(self.tokenizer, self.messages[:-1])
+            if not self.forgot:
+                self.forgot = True
+                self.notice = f"(the context of {self.context} tokens is full: the oldest turns are forgotten)"
+        return prompt
+
+
+def talk(session: Completion, source: TextIO, out: TextIO) -> int:
+    """Question and answer until the end of the input or /quit."""
+    terminal = source.isatty() and out.isatty()
+    while True:
+        try:
+            line = read_line(source, terminal)
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)", file=out)
+            continue
+        if line is None or line == "/quit":
+            return 0
+        if line == "/help":
+            print(HELP, file=out)
+        elif line == "/clear":
+            session.clear()
+        elif line.startswith("/") and " " not in line:
+            print(f"there is no command {line}\n{HELP}", file=sys.stderr)
+        elif line:
+            converse(session, line, out, terminal)
+
+
+def read_line(source: TextIO, terminal: bool) -> str | None:
+    """A line without the spaces around it, or None at the end."""
+    if terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401  line editing for input()
+        try:
+            return input("> ").strip()
+        except EOFError:
+            print()
+            return None
+    line = source.readline()
+    return line.strip() if line else None
+
+
+def converse(session: Completion, line: str, out: TextIO, terminal: bool) -> None:
+    """One turn of an interactive conversation, which an interrupt or a message too long does not end."""
+    try:
+        answer(session, line, out)
+    except KeyboardInterrupt:
+        print(PLAIN if out.isatty() else "", file=out)
+        if not terminal:
+            raise
+    except TooLong as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+
+
+def answer(session: Completion, text: str, out: TextIO) -> None:
+    """Stream the answer. A terminal also sees calculator calls, dimmed, like [37+58 = 95]."""
+    shown = "text"
+    for kind, piece in session.reply(text):
+        if kind != shown and out.isatty():
+            out.write({"python": f"{DIM}[", "python_output": " = ", "text": f"]{PLAIN}"}[kind])
+        shown = kind
+        if kind == "text" or out.isatty():
+            out.write(piece)
+            out.flush()
+    out.write(f"]{PLAIN}\n" if shown != "text" and out.isatty() else "\n")
+    out.flush()
+    if session.notice:
+        print(session.notice, file=sys.stderr)
+        session.notice = ""
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,19 @@
+"""How every script here ends: exit code 0 done, 2 the user must change something, 130 interrupted; 1 is a bug."""
+
+import sys
+from collections.abc import Callable
+
+from nanochat.errors import UserError
+
+
+def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
+    """The exit code of `main(argv)`, by default of the command line, with a user's mistake told in two lines."""
+    try:
+        return main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

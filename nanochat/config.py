@@ -1,0 +1,192 @@
+"""The configuration of a run: frozen dataclasses, checked together, changed by `--set key=value`, kept as JSON."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.errors import UserError
+from nanochat.model.config import ModelConfig
+from nanochat.optim.schedule import Schedule
+
+TRAINED_STAGES = ("base", "mid", "sft")
+STAGES = ("tokenizer", *TRAINED_STAGES)
+PACKINGS = ("best_fit", "stream")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How the tokenizer is trained."""
+
+    vocab_size: int
+    """Tokens, special ones included."""
+    max_chars: int = 500_000_000
+    """Characters of the run's data to train on."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One trained stage: its budget, its batches, its schedule, and how often it is looked at."""
+
+    num_iterations: int
+    """Optimizer steps."""
+    total_batch_size: int
+    """Tokens of one optimizer step, over all workers and micro-batches."""
+    device_batch_size: int
+    """Rows of max_seq_len tokens in one forward pass; the rest of the step's rows are accumulated."""
+    schedule: Schedule
+    """Learning rate over the stage."""
+    lr_multiplier: float = 1.0
+    """Factor on every learning rate that follows from the scaling rules."""
+    packing: str = "best_fit"
+    """How documents become rows: best_fit or stream, see nanochat.data.packing."""
+    eval_every: int = 100
+    """Steps between measurements of val_bpb; there is always one at the end."""
+    eval_tokens: int = 40_960
+    """Validation tokens of a measurement."""
+    eval_questions: int = 0
+    """Questions of the task suite answered at the end of the stage; 0 for none."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; there is always one at the end."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    mode: str
+    data: str
+    """tinyworld, or a path to text."""
+    seed: int
+    stages: tuple[str, ...]
+    """Which stages this run goes through, in order."""
+    start_from: str
+    """Checkpoint directory whose weights the first trained stage starts from; empty for new weights."""
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    base: StageConfig
+    mid: StageConfig
+    sft: StageConfig
+    compute_dtype: str
+    """What matrix products run in; master weights are float32."""
+    compile: bool
+    """Whether the training step goes through torch.compile."""
+    attention: str
+    """Training attention kernel, see nanochat.model.attention."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept of each stage."""
+
+    def stage(self, name: str) -> StageConfig:
+        """The configuration of one trained stage."""
+        return {"base": self.base, "mid": self.mid, "sft": self.sft}[name]
+
+    @property
+    def trained_stages(self) -> tuple[str, ...]:
+        return tuple(stage for stage in self.stages if stage in TRAINED_STAGES)
+
+
+def check(config: RunConfig, num_workers: int = 1) -> None:
+    """Raises UserError listing everything that cannot work, each with what to change."""
+    problems: list[str] = []
+    if config.tokenizer.vocab_size > config.model.vocab_size:
+        problems.append(f"tokenizer.vocab_size {config.tokenizer.vocab_size} is larger than model.vocab_size {config.model.vocab_size}")
+    if config.tokenizer.vocab_size < 300:
+        problems.append(f"tokenizer.vocab_size must be at least 300 (256 bytes and the special tokens), not {config.tokenizer.vocab_size}")
+    if config.compute_dtype not in DTYPES:
+        problems.append(f"compute_dtype must be one of {', '.join(DTYPES)}, not {config.compute_dtype!r}")
+    for name in config.trained_stages:
+        problems += [f"{name}.{problem}" for problem in _stage_problems(config.stage(name), config.model.max_seq_len, num_workers)]
+    if problems:
+        raise UserError("this configuration cannot work: " + "; ".join(problems), "change the flag or --set key named above")
+
+
+def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[str]:
+    found = [f"{field} must be at least {least}, not {getattr(stage, field)}" for field, least in (
+        ("num_iterations", 1), ("total_batch_size", 1), ("device_batch_size", 1), ("eval_every", 1),
+        ("eval_tokens", 1), ("eval_questions", 0), ("checkpoint_every", 1)) if getattr(stage, field) < least]
+    if stage.lr_multiplier <= 0:
+        found.append(f"lr_multiplier must be positive, not {stage.lr_multiplier}")
+    if stage.packing not in PACKINGS:
+        found.append(f"packing must be one of {', '.join(PACKINGS)}, not {stage.packing!r}")
+    found += [f"schedule.{problem}" for problem in stage.schedule.problems()]
+    micro = stage.device_batch_size * seq_len * num_workers
+    if micro > 0 and stage.total_batch_size % micro:
+        nearest = max(round(stage.total_batch_size / micro), 1) * micro
+        found.append(
+            f"total_batch_size {stage.total_batch_size:,} does not divide into device_batch_size {stage.device_batch_size} "
+            f"x max_seq_len {seq_len} x {num_workers} worker{'s' * (num_workers > 1)} = {micro:,} tokens; "
+            f"the nearest that does is --total-batch-size {nearest}")
+    return found
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON data of a config dataclass."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, data: dict[str, Any]) -> Any:
+    """The config dataclass of what `to_dict` gave. Raises TypeError for unknown or missing fields."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(data) - set(hints)
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    return cls(**{name: _from_json(hints[name], value) for name, value in data.items()})
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), value)
+    return tuple(value) if typing.get_origin(kind) is tuple else value
+
+
+def override(config: RunConfig, assignments: typing.Sequence[str]) -> RunConfig:
+    """Apply `key=value` texts such as `base.num_iterations=200`. Raises UserError listing every one that is wrong."""
+    problems: list[str] = []
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        try:
+            if not separator:
+                raise ValueError(f"--set {assignment}: write it as key=value")
+            config = _replaced(config, key.strip().split("."), text.strip(), key)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems), "keys are dotted names such as base.num_iterations or model.window_pattern")
+    return config
+
+
+def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:
+    names = [field.name for field in dataclasses.fields(config)]
+    if path[0] not in names:
+        close = difflib.get_close_matches(path[0], names, 1)
+        raise ValueError(f"--set {key}: there is no {path[0]!r}" + (f"; did you mean {close[0]!r}?" if close else f" (there are {', '.join(names)})"))
+    current = getattr(config, path[0])
+    if dataclasses.is_dataclass(current):
+        if len(path) == 1:
+            raise ValueError(f"--set {key}: name one of its fields, such as {key}.{dataclasses.fields(current)[0].name}")
+        value = _replaced(current, path[1:], text, key)
+    elif len(path) > 1:
+        raise ValueError(f"--set {key}: {path[0]!r} has no parts")
+    else:
+        value = parse_value(typing.get_type_hints(type(config))[path[0]], text, key)
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+def parse_value(kind: Any, text: str, key: str) -> Any:
+    """A value of the given type from text. Raises ValueError naming the key."""
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() in words:
+            return words[text.lower()]
+        raise ValueError(f"--set {key}: {text!r} is neither true nor false")
+    if typing.get_origin(kind) is tuple:
+        return tuple(part for part in text.split(",") if part)
+    try:
+        return int(text.replace("_", "").replace(",", "")) if kind is int else kind(text)
+    except ValueError:
+        raise ValueError(f"--set {key}: {text!r} is not {'a whole number' if kind is int else 'a number'}") from None

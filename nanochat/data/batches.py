@@ -1,0 +1,99 @@
+"""Which rows make up the batch of a step: a pure function of dataset, seed and step.
+
+Nothing is remembered between steps, so the data position of a checkpoint is its step, and any number of workers or
+restarts sees the same global batches.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from nanochat.data.dataset import TokenDataset
+
+IGNORE = -1  # a target that carries no loss
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens and what should follow each.
+
+    Attributes:
+        inputs: int64 (rows, time).
+        targets: int64 (rows, time), `IGNORE` where there is no loss.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+def to_batch(tokens: np.ndarray, mask: np.ndarray) -> Batch:
+    """Rows of time + 1 tokens, and where a token carries loss as a target, as inputs and targets (rows, time)."""
+    return Batch(
+        inputs=torch.from_numpy(tokens[:, :-1].copy()),
+        targets=torch.from_numpy(np.where(mask[:, 1:], tokens[:, 1:], IGNORE)),
+    )
+
+
+class Batches:
+    """Global batches of `total_rows` rows; every epoch visits all rows once, in an order of its own.
+
+    Step s holds the places s·R to (s+1)·R of the epochs' orders laid end to end, so a batch may straddle epochs.
+    """
+
+    def __init__(self, dataset: TokenDataset, total_rows: int, seed: int) -> None:
+        if total_rows < 1 or dataset.num_rows < 1:
+            raise ValueError("a batch and a dataset need at least one row")
+        self._dataset = dataset
+        self._total_rows = total_rows
+        self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._permutation)  # two: a batch may straddle epochs
+
+    def row_indices(self, step: int) -> np.ndarray:
+        """The dataset rows of the global batch of a step, int64 (total_rows,)."""
+        places = np.arange(step * self._total_rows, (step + 1) * self._total_rows)
+        epochs, within = np.divmod(places, self._dataset.num_rows)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            indices[here] = self._order(epoch)[within[here]]
+        return indices
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The rank's share of the batch of a step: its contiguous part of the global batch's rows.
+
+        Raises:
+            ValueError: the rows cannot be shared equally.
+        """
+        if self._total_rows % world_size:
+            raise ValueError(f"{self._total_rows} rows cannot be shared equally by {world_size} workers")
+        share = self._total_rows // world_size
+        indices = self.row_indices(step)[rank * share : (rank + 1) * share]
+        tokens, mask = self._dataset.rows(indices)  # (rows, time + 1)
+        return to_batch(tokens, mask)
+
+    def epochs(self, step: int) -> float:
+        """How often the dataset has been gone through before a step."""
+        return step * self._total_rows / self._dataset.num_rows
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Sorting raw bits, whose stream NumPy promises to keep; `Generator.permutation` may change between versions.
+        bits = np.random.PCG64(np.random.SeedSequence([self._seed, epoch])).random_raw(self._dataset.num_rows)
+        return np.argsort(bits, kind="stable")
+
+
+def prefetch(batches: Batches, start: int, stop: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop`, the next ones made on a thread while one is in use."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
+        pending: deque[Future[Batch]] = deque()
+        for step in range(start, stop):
+            pending.append(thread.submit(batches.batch, step, rank, world_size))
+            if len(pending) > _BATCHES_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,0 +1,303 @@
+"""Making token shards: documents tokenised and packed once, kept under a name that says what they were made from.
+
+A shard is a directory:
+
+    tokens.bin      uint16 (uint32 for a vocabulary over 65,536), the documents end to end, each beginning with <|bos|>
+    mask.bin        uint8 per token, 1 where it is supervised; conversations only
+    documents.npy   int64 (documents + 1,), where each document starts
+    rows.npy        int64 (rows + 1,), and
+    spans.npy       int64 (spans, 3): the packing plan, see `packing.Packing`
+    manifest.json   what it was made from, counts, size and SHA-256 of each file
+
+It is written to a temporary directory, flushed to disk and renamed: a shard is complete or it is not there.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat.data.dataset import TokenDataset
+from nanochat.data.documents import is_validation, read_conversations, read_documents
+from nanochat.data.packing import pack
+from nanochat.errors import UserError
+from nanochat.tokenizer import Tokenizer, render
+
+FORMAT = 1  # part of every shard's name: raise it whenever the same input would give another shard
+SHARD_TOKENS = 1 << 24  # a larger source becomes several shards: 16M tokens are about 64 MB of English
+SOURCE_BYTES = 64 << 20  # small files are gathered to sources of this size, so that a folder of notes is one shard
+_ENCODE_CHARS = 1 << 22  # tokenised at once
+_ENCODE_CONVERSATIONS = 1024
+
+Progress = Callable[[int, int], None]
+Encoded = tuple[list[int], list[int] | None]  # the tokens of a document and, in a conversation, which are supervised
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How sources become shards. `settings` is everything here that changes what a shard holds."""
+
+    settings: dict[str, Any]
+    tokenizer: Tokenizer
+    keep_whole: bool
+    read: Callable[[Sequence[Path]], Iterator[Any]]
+    encode: Callable[[Iterator[Any]], Iterator[Encoded]]
+
+
+def build_text_shards(
+    files: Iterable[Path],
+    tokenizer: Tokenizer,
+    out_dir: Path,
+    *,
+    split: str,
+    row_tokens: int,
+    packing: str,
+    num_threads: int | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> TokenDataset:
+    """Documents as training rows; what `out_dir` already holds is reused, what is damaged there is made again.
+
+    Args:
+        files: .txt, .jsonl, .parquet; asked for one by one and only until `max_tokens` are reached, so that an iterator
+            may fetch them.
+        split: "train", "val" or "all", see `documents.is_validation`.
+        packing: "stream" or "best_fit", see `packing.pack`.
+        num_threads: for tokenising; every core when None.
+        max_tokens: stop with the document that reaches it. The same files and limit give the same dataset.
+        progress: called with the tokens so far and `max_tokens`, or 0 where that is None.
+
+    Raises:
+        UserError: no document in the split, a file that cannot be read, or a full disk.
+    """
+    threads = num_threads or os.cpu_count() or 1
+
+    def read(source: Sequence[Path]) -> Iterator[str]:
+        return (text for text in read_documents(source) if split == "all" or is_validation(text) == (split == "val"))
+
+    def encode(texts: Iterator[str]) -> Iterator[Encoded]:
+        for batch in _by_size(texts, _ENCODE_CHARS):
+            for ids in tokenizer.encode_batch(batch, threads):
+                yield [tokenizer.bos_id, *ids], None
+
+    if split not in ("train", "val", "all"):
+        raise ValueError(f"unknown split {split!r}")
+    settings = _settings("text", split, row_tokens, packing, tokenizer)
+    dataset = _build(files, out_dir, _Recipe(settings, tokenizer, False, read, encode), max_tokens, progress)
+    if dataset is None and split == "val":
+        raise UserError(
+            "no document of the data falls into the validation split",
+            "it takes one document in 64, so give more documents, or divide the text into more of them",
+        )
+    if dataset is None:
+        raise UserError("the data holds no document to train on", "give files with text in them")
+    return dataset
+
+
+def build_chat_shards(
+    files: Iterable[Path],
+    tokenizer: Tokenizer,
+    out_dir: Path,
+    *,
+    row_tokens: int,
+    packing: str = "best_fit",
+    num_threads: int | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> TokenDataset:
+    """Conversations as training rows with the loss on what the assistant writes; arguments as `build_text_shards`.
+
+    "best_fit" never cuts a conversation: one longer than a row loses its end, counted in `lost_fraction`.
+    """
+    threads = num_threads or os.cpu_count() or 1
+
+    def read(source: Sequence[Path]) -> Iterator[list[dict]]:
+        return chain.from_iterable(map(read_conversations, source))
+
+    def encode(conversations: Iterator[list[dict]]) -> Iterator[Encoded]:
+        with ThreadPoolExecutor(threads) as pool:  # tiktoken releases the GIL
+            while batch := list(islice(conversations, _ENCODE_CONVERSATIONS)):
+                yield from pool.map(partial(render, tokenizer), batch)
+
+    settings = _settings("chat", "all", row_tokens, packing, tokenizer)
+    recipe = _Recipe(settings, tokenizer, packing == "best_fit", read, encode)
+    dataset = _build(files, out_dir, recipe, max_tokens, progress)
+    if dataset is None:
+        raise UserError("the data holds no conversation to train on", "give .jsonl files with one conversation a line")
+    return dataset
+
+
+def _settings(kind: str, split: str, row_tokens: int, packing: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "split": split,
+        "row_tokens": row_tokens,
+        "packing": packing,
+        "tokenizer": tokenizer.fingerprint,
+    }
+
+
+def _build(
+    files: Iterable[Path], out_dir: Path, recipe: _Recipe, max_tokens: int | None, progress: Progress | None
+) -> TokenDataset | None:
+    """The dataset of all sources, or None where they hold no document."""
+    directories: list[Path] = []
+    num_tokens = 0
+
+    def report(new_tokens: int) -> None:
+        if progress:
+            progress(num_tokens + new_tokens, max_tokens or 0)
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with _exclusive(out_dir):
+        for source in _by_size(files, SOURCE_BYTES, size=lambda file: file.stat().st_size):
+            fingerprint = _source_fingerprint(source)
+            encoded: Iterator[Encoded] | None = None
+            documents, exhausted, part = 0, False, 0
+            while not exhausted and (max_tokens is None or num_tokens < max_tokens):
+                limit = SHARD_TOKENS if max_tokens is None else min(SHARD_TOKENS, max_tokens - num_tokens)
+                made_from = recipe.settings | {"source": fingerprint, "part": part, "limit": limit}
+                directory = out_dir / _digest(made_from)[:32]
+                manifest = _intact_manifest(directory, made_from)
+                if manifest is None:
+                    encoded = encoded or recipe.encode(islice(recipe.read(source), documents, None))
+                    manifest = _write_shard(directory, recipe, made_from, encoded, report)
+                else:
+                    encoded = None  # its place in the source is no longer where the next shard begins
+                documents += manifest["documents"]
+                num_tokens += manifest["tokens"]
+                exhausted, part = manifest["exhausted"], part + 1
+                report(0)
+                if manifest["documents"]:
+                    directories.append(directory)
+            if max_tokens is not None and num_tokens >= max_tokens:
+                break  # before the next file is even asked for
+    return TokenDataset(directories) if directories else None
+
+
+def _write_shard(
+    directory: Path,
+    recipe: _Recipe,
+    made_from: dict[str, Any],
+    encoded: Iterator[Encoded],
+    report: Callable[[int], None],
+) -> dict[str, Any]:
+    """Writes the next documents up to the token limit as a shard, whole or not at all; returns its manifest."""
+    dtype, typecode = ("uint16", "H") if recipe.tokenizer.vocab_size <= 1 << 16 else ("uint32", "I")
+    tokens, mask, lengths = array(typecode), array("B"), array("q")
+    exhausted = True
+    for ids, supervised in encoded:
+        tokens.extend(ids)
+        mask.extend(supervised or ())
+        lengths.append(len(ids))
+        if len(lengths) % 1024 == 0:
+            report(len(tokens))
+        if len(tokens) >= made_from["limit"]:
+            exhausted = False  # or just so; then an empty shard follows
+            break
+    plan = pack(np.array(lengths), made_from["row_tokens"], made_from["packing"], recipe.keep_whole)
+    temporary = directory.with_name(f".partial-{directory.name}")
+    temporary.mkdir()
+    try:
+        token_array = np.array(tokens, dtype=dtype)
+        token_array.tofile(temporary / "tokens.bin")
+        if made_from["kind"] == "chat":
+            np.array(mask, dtype=np.uint8).tofile(temporary / "mask.bin")
+        np.save(temporary / "documents.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(temporary / "rows.npy", plan.row_offsets)
+        np.save(temporary / "spans.npy", plan.spans)
+        manifest = {
+            "made_from": made_from,
+            "dtype": dtype,
+            "documents": len(lengths),
+            "tokens": len(tokens),
+            "bytes": int(recipe.tokenizer.token_bytes()[token_array].sum()),
+            "rows": plan.num_rows,
+            "lost_tokens": plan.lost_tokens,
+            "padded_tokens": plan.padded_tokens,
+            "exhausted": exhausted,
+            "files": {file.name: _file_entry(file) for file in sorted(temporary.iterdir())},
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _flush_to_disk(path)
+        if directory.exists():  # damaged, or it would have been used
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+        _flush_to_disk(directory.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full at {directory.parent}", "free some space and start again") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _intact_manifest(directory: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a shard whose files are all as they were written, else None."""
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        files = {name: _file_entry(directory / name) for name in manifest["files"]}
+        return manifest if manifest["made_from"] == made_from and manifest["files"] == files else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _exclusive(out_dir: Path) -> Iterator[None]:
+    """One builder at a time in a directory; the system frees the lock of a process that dies."""
+    with (out_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in out_dir.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        yield
+
+
+def _by_size(items: Iterable[Any], limit: int, size: Callable[[Any], int] = len) -> Iterator[list[Any]]:
+    """Consecutive items, gathered until their sizes reach the limit."""
+    gathered: list[Any] = []
+    total = 0
+    for item in items:
+        gathered.append(item)
+        total += size(item)
+        if total >= limit:
+            yield gathered
+            gathered, total = [], 0
+    if gathered:
+        yield gathered
+
+
+def _source_fingerprint(source: Sequence[Path]) -> str:
+    return _digest([(file.suffix, _file_entry(file)["sha256"]) for file in source])
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""Where a run's text, conversations and questions come from: the built-in world, or the user's own files."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.data.documents import find_documents, is_validation, read_conversations, read_documents
+from nanochat.data.tinyworld import write
+
+TINYWORLD = "tinyworld"
+WORLD_SEED = 0  # the same world for every run: only the run's own seed changes what is made of it
+
+
+def cache_directory() -> Path:
+    """Where data shared by all runs is kept: NANOCHAT_BASE_DIR, or ~/.cache/nanochat."""
+    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").absolute()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files of a run. Where `base_val` is empty, documents are divided by their content (`documents.is_validation`)."""
+
+    base_train: tuple[Path, ...]
+    base_val: tuple[Path, ...]
+    chat_train: dict[str, Path]
+    """Conversations of the mid and sft stages."""
+    chat_val: dict[str, Path]
+    questions: Path
+
+    def tokenizer_texts(self, max_chars: int) -> Iterator[str]:
+        """Training text for the tokenizer: documents and conversations in turn, never validation text."""
+        documents = (text for text in read_documents(self.base_train) if self.base_val or not is_validation(text))
+        left = max_chars
+        conversations = (_text_of(messages) for path in self.chat_train.values() for messages in read_conversations(path))
+        for text in _alternate(documents, conversations):
+            if left <= 0:
+                return
+            left -= len(text)
+            yield text
+
+
+def open_sources(data: str, cache: Path) -> Sources:
+    """The sources of `--data data`; TinyWorld is written into `cache` first where it is not there yet.
+
+    Conversations and questions are TinyWorld's in either case.
+
+    Raises:
+        UserError: the path is missing, empty or of no known kind.
+    """
+    world = write(cache / "tinyworld" / f"world-{WORLD_SEED}", seed=WORLD_SEED).directory
+    chat = {stage: world / stage for stage in ("mid", "sft")}
+    if data == TINYWORLD:
+        train, val = (tuple(sorted((world / "base").glob(f"{split}_*.parquet"))) for split in ("train", "val"))
+    else:
+        train, val = tuple(find_documents(Path(data))), ()
+    return Sources(train, val, {stage: path / "train.jsonl" for stage, path in chat.items()},
+                   {stage: path / "val.jsonl" for stage, path in chat.items()}, world / "questions.jsonl")
+
+
+def _text_of(messages: list[dict]) -> str:
+    contents = (message["content"] for message in messages)
+    return "\n".join(content if isinstance(content, str) else "".join(part["text"] for part in content)
+                     for content in contents)
+
+
+def _alternate(first: Iterator[str], second: Iterator[str]) -> Iterator[str]:
+    """One of each in turn while both last, then the rest of the first: the second is the smaller one."""
+    for text in first:
+        yield text
+        other = next(second, None)
+        if other is not None:
+            yield other

@@ -1,0 +1,57 @@
+"""Asking a chat model the questions of a suite: multiple choice by the likeliest letter, the rest by what it writes."""
+
+from collections.abc import Iterator, Sequence
+
+from nanochat.inference.engine import Engine
+from nanochat.tasks.questions import Question, is_correct
+from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.chat import render_prompt
+
+BATCH = 64
+MAX_ANSWER_TOKENS = 96
+
+
+def answer(engine: Engine, questions: Sequence[Question]) -> list[tuple[Question, str]]:
+    """Each question with the model's greedy reply (for multiple choice a letter), in the order given."""
+    replies: dict[int, str] = {}
+    prompts = [render_prompt(engine.tokenizer, [{"role": "user", "content": q.question}]) for q in questions]
+    room = engine.model.config.max_seq_len - 1
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
+    by_length = sorted(fitting, key=lambda index: len(prompts[index]))  # little padding within a batch
+    for kind, ask in (("multiple_choice", _choose), ("exact", _write)):
+        indices = [index for index in by_length if questions[index].kind == kind]
+        for batch in _batches(indices):
+            texts = ask(engine, [questions[i] for i in batch], [prompts[i] for i in batch])
+            replies.update(zip(batch, texts, strict=True))
+    return [(question, replies.get(index, "")) for index, question in enumerate(questions)]
+
+
+def grade(engine: Engine, questions: Sequence[Question]) -> list[tuple[Question, bool]]:
+    """Whether the model answers each question correctly."""
+    return [(question, is_correct(question, reply)) for question, reply in answer(engine, questions)]
+
+
+def final_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """What a reply says after its last tool call."""
+    end = tokenizer.special("<|output_end|>")
+    start = max((index + 1 for index, token in enumerate(ids) if token == end), default=0)
+    return tokenizer.decode(ids[start:]).strip()
+
+
+def _batches(indices: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(indices), BATCH):
+        yield indices[start : start + BATCH]
+
+
+def _choose(engine: Engine, questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> list[str]:
+    logits = engine.last_logits(prompts)
+    letters = []
+    for row, question in zip(logits, questions, strict=True):
+        assert question.choices is not None
+        ids = [engine.tokenizer.encode(choice)[0] for choice in question.choices]
+        letters.append(question.choices[int(row[ids].argmax())])
+    return letters
+
+
+def _write(engine: Engine, questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> list[str]:
+    return [final_text(engine.tokenizer, ids) for ids in engine.complete(prompts, max_new_tokens=MAX_ANSWER_TOKENS)]

@@ -1,0 +1,43 @@
+"""Bits per byte: how many bits the model needs for a byte of text, whatever the tokenizer."""
+
+import math
+
+import numpy as np
+import torch
+
+from nanochat.data.batches import IGNORE, to_batch
+from nanochat.data.dataset import TokenDataset
+from nanochat.model import Transformer
+from nanochat.training.workers import Workers
+
+
+class NoTargets(ValueError):
+    """The rows to evaluate hold nothing to predict."""
+
+
+@torch.no_grad()
+def bits_per_byte(model: Transformer, dataset: TokenDataset, token_bytes: torch.Tensor, *, max_tokens: int,
+                  rows_per_batch: int, workers: Workers) -> float:
+    """Loss in bits over the UTF-8 bytes of the targets, on the first rows of `dataset`, shared over the workers.
+
+    Special tokens have no bytes: neither their loss nor their length counts.
+
+    Args:
+        token_bytes: int64 (vocab_size,), bytes of each token.
+        max_tokens: how many tokens to look at, at least one row.
+    """
+    count = min(max(max_tokens // dataset.row_tokens, 1), dataset.num_rows)
+    mine = np.arange(count)[workers.rank :: workers.size]
+    nats = total_bytes = 0.0
+    for start in range(0, len(mine), rows_per_batch):
+        batch = to_batch(*dataset.rows(mine[start : start + rows_per_batch]))
+        targets = batch.targets.to(workers.device)
+        losses = model.token_losses(batch.inputs.to(workers.device), targets)
+        sizes = torch.where(targets == IGNORE, 0, token_bytes[targets.clamp_min(0)])
+        nats += float((losses.double() * (sizes > 0)).sum())
+        total_bytes += float(sizes.sum())
+    nats, total_bytes = workers.sum(nats, total_bytes)
+    if not total_bytes:
+        raise NoTargets("the validation rows hold no text to predict")
+    return nats / math.log(2) / total_bytes
+

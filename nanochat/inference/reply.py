@@ -1,0 +1,68 @@
+"""A reply as it arrives: token ids into the parts of a message, a character never split."""
+
+import codecs
+from collections.abc import Iterable
+
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+
+class ReplyReader:
+    """Sorts the tokens of one reply into text, python (a calculator call) and python_output parts.
+
+    `parts` is at all times a valid `content` of an assistant's message (see `nanochat.tokenizer.chat`).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.parts: list[dict[str, str]] = []
+        self._tokenizer = tokenizer
+        self._names = {tokenizer.special(name): name for name in SPECIAL_TOKENS}
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._kind = "text"
+
+    def feed(self, token: int) -> list[tuple[str, str]]:
+        """What this token completes: (kind of part, text) pairs to show, often one, at most two."""
+        name = self._names.get(token)
+        if name is None:
+            return self._add(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+        if name == "<|python_start|>":
+            return self._turn_to("python")
+        if name == "<|output_start|>" and self.parts and self.parts[-1]["type"] == "python":
+            return self._turn_to("python_output")
+        if name in ("<|python_end|>", "<|output_end|>"):
+            return self._turn_to("text")
+        return []  # a special token that has no meaning here
+
+    def finish(self) -> list[tuple[str, str]]:
+        """What is left of a character that was never completed."""
+        pieces = self._add(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
+        return pieces
+
+    def _turn_to(self, kind: str) -> list[tuple[str, str]]:
+        pieces = self.finish()
+        self._kind = kind
+        if kind != "text":
+            self.parts.append({"type": kind, "text": ""})
+        return pieces
+
+    def _add(self, text: str) -> list[tuple[str, str]]:
+        if not text:
+            return []
+        if not self.parts or self.parts[-1]["type"] != self._kind:
+            self.parts.append({"type": self._kind, "text": ""})
+        self.parts[-1]["text"] += text
+        return [(self._kind, text)]
+
+
+def read_reply(tokenizer: Tokenizer, ids: Iterable[int]) -> list[dict[str, str]]:
+    """The parts of a whole reply."""
+    reader = ReplyReader(tokenizer)
+    for token in ids:
+        reader.feed(token)
+    reader.finish()
+    return reader.parts
+
+
+def reply_text(parts: Iterable[dict[str, str]]) -> str:
+    """What a reply says, calculator calls and their results left out."""
+    return "".join(part["text"] for part in parts if part["type"] == "text")

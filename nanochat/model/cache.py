@@ -1,0 +1,49 @@
+"""Keys and values of the tokens already seen, so that generating one more token costs one token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanochat.model.config import ModelConfig
+
+
+@dataclass
+class KVCache:
+    """Keys and values of a batch of rows of different lengths.
+
+    `keys` and `values` are (layer, batch, head, capacity, head_dim); `lengths` (batch,) says how many slots of each
+    row are filled. The model writes new tokens at `lengths` but leaves `lengths` alone: who fed the tokens knows which
+    of them count (prompts are padded on the right) and calls `advance`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype,
+              device: torch.device | str = "cpu") -> "KVCache":
+        """A cache with room for `capacity` tokens in each of `batch` rows."""
+        shape = (config.depth, batch, config.num_heads, capacity, config.head_dim)
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device),
+                   torch.zeros(batch, dtype=torch.int64, device=device))
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.size(3)
+
+    def advance(self, counts: Tensor | int) -> None:
+        """Count `counts` more tokens of each row as seen."""
+        self.lengths = self.lengths + counts
+
+    def select(self, rows: Tensor) -> "KVCache":
+        """The cache of some of the rows only (indices (n,) or a mask (batch,))."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+
+    def write(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (batch, head, new, head_dim) at `positions` (batch, new); return the layer's all."""
+        rows = torch.arange(positions.size(0), device=positions.device)[:, None]
+        self.keys[layer].transpose(1, 2)[rows, positions] = key.transpose(1, 2)
+        self.values[layer].transpose(1, 2)[rows, positions] = value.transpose(1, 2)
+        return self.keys[layer], self.values[layer]

@@ -1,0 +1,167 @@
+"""The transformer: rotary positions, QK norm, squared ReLU, untied head, soft-capped logits, norms without parameters.
+
+Master weights are fp32; every product runs in `compute_dtype`. The 2026 additions (value embeddings, residual and input
+scalars, sliding windows) are switches of the config; with all of them off it is the October 2025 nanochat architecture.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.model.attention import attend, attend_cached
+from nanochat.model.cache import KVCache
+from nanochat.model.config import GATE_CHANNELS, ModelConfig
+
+IGNORE = -1  # a target that carries no loss
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMS norm over the last dimension, without parameters (arXiv:1910.07467)."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotary_angles(seq_len: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (seq_len, head_dim / 2), fp32."""
+    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(seq_len, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the two halves of each head's channels as pairs. x: (..., time, head, head_dim); cos, sin: (..., time, 1, half)."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to the residual stream. Matrices are kept as (…, out, in)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        width = config.width
+        self.head_dim, self.window = config.head_dim, config.window(layer)
+        self.qkv = nn.Parameter(torch.empty(3, width, width))
+        self.attention_out = nn.Parameter(torch.empty(width, width))
+        self.mlp_in = nn.Parameter(torch.empty(4 * width, width))
+        self.mlp_out = nn.Parameter(torch.empty(width, 4 * width))
+        has_value = config.has_value_embedding(layer)
+        self.value_gate = nn.Parameter(torch.empty(config.num_heads, GATE_CHANNELS)) if has_value else None
+
+    def forward(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, backend: str,
+                cache: KVCache | None, positions: Tensor | None, layer: int) -> Tensor:
+        """x: (batch, time, width); value_embedding: the same or None; cos, sin: (batch or 1, time, 1, head_dim / 2)."""
+        x = x + self._attention(norm(x), value_embedding, cos, sin, backend, cache, positions, layer)
+        hidden = F.relu(F.linear(norm(x), self.mlp_in.to(x.dtype))).square()
+        return x + F.linear(hidden, self.mlp_out.to(x.dtype))
+
+    def _attention(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, backend: str,
+                   cache: KVCache | None, positions: Tensor | None, layer: int) -> Tensor:
+        batch, time, width = x.shape
+        qkv = F.linear(x, self.qkv.to(x.dtype).view(3 * width, width)).view(batch, time, 3, -1, self.head_dim)
+        query, key, value = qkv.unbind(2)  # (batch, time, head, head_dim) each
+        if self.value_gate is not None and value_embedding is not None:
+            gate = 2 * torch.sigmoid(F.linear(x[..., :GATE_CHANNELS], self.value_gate.to(x.dtype)))
+            value = value + gate[..., None] * value_embedding.view_as(value)
+        query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (batch, head, time, head_dim)
+        if cache is None:
+            out = attend(query, key, value, self.window, backend)
+        else:
+            assert positions is not None
+            key, value = cache.write(layer, key, value, positions)
+            out = attend_cached(query, key, value, positions, self.window)
+        return F.linear(out.transpose(1, 2).reshape(batch, time, width), self.attention_out.to(x.dtype))
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model.
+
+    Args:
+        config: the architecture.
+        compute_dtype: what matrix products run in; parameters stay fp32.
+        attention: training backend, see `nanochat.model.attention`.
+        seed: of the initial weights; they do not depend on torch's global generator.
+    """
+
+    def __init__(self, config: ModelConfig, *, compute_dtype: torch.dtype = torch.float32, attention: str = "sdpa",
+                 seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.compute_dtype, self.attention = config, compute_dtype, attention
+        table = (config.vocab_size, config.width)
+        self.embedding = nn.Parameter(torch.empty(table))
+        self.value_embeddings = nn.ParameterDict({
+            str(layer): nn.Parameter(torch.empty(table)) for layer in range(config.depth)
+            if config.has_value_embedding(layer)})
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.head = nn.Parameter(torch.empty(table))
+        self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
+        self.input_scalars = nn.Parameter(torch.empty(config.depth)) if config.input_scalars else None
+        cos, sin = rotary_angles(config.max_seq_len, config.head_dim, config.rope_base)
+        self.register_buffer("cos", cos[:, None], persistent=False)  # (max_seq_len, 1, head_dim / 2)
+        self.register_buffer("sin", sin[:, None], persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Initial weights as public nanochat found best: unit-variance embeddings, uniform projections of variance
+        1/width, zero output projections (each block starts as the identity), a nearly silent head."""
+        generator = torch.Generator().manual_seed(seed)
+        bound = (3 / self.config.width) ** 0.5
+        for name, parameter in self.named_parameters():
+            if name == "embedding":
+                parameter.normal_(0.0, 1.0, generator=generator)
+            elif name == "head":
+                parameter.normal_(0.0, 0.001, generator=generator)
+            elif name.startswith("value_embeddings") or name.endswith(("qkv", "mlp_in")):
+                parameter.uniform_(-bound, bound, generator=generator)
+            elif name == "residual_scalars":
+                parameter.fill_(1.0)
+            elif name == "input_scalars":
+                parameter.fill_(0.1)
+            else:  # attention_out, mlp_out, value_gate: a gate of zero lets 2·sigmoid(0) = 1 through
+                parameter.zero_()
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after the last block, normed: (batch, time, width), from token ids (batch, time).
+
+        With a cache, row b's tokens stand at positions cache.lengths[b], cache.lengths[b] + 1, …
+        """
+        if cache is None:
+            positions = None
+            cos, sin = self.cos[: ids.size(1)][None], self.sin[: ids.size(1)][None]
+        else:
+            positions = cache.lengths[:, None] + torch.arange(ids.size(1), device=ids.device)
+            cos, sin = self.cos[positions], self.sin[positions]
+        x = norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
+        start = x
+        for layer, block in enumerate(self.blocks):
+            if self.residual_scalars is not None:
+                x = x * self.residual_scalars[layer]
+            if self.input_scalars is not None:
+                x = x + start * self.input_scalars[layer]
+            table = self.value_embeddings[str(layer)] if self.config.has_value_embedding(layer) else None
+            value_embedding = None if table is None else F.embedding(ids, table).to(x.dtype)
+            x = block(x, value_embedding, cos, sin, self.attention, cache, positions, layer)
+        return norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Soft-capped fp32 logits (…, vocab_size) of normed hidden states (…, width)."""
+        raw = F.linear(hidden, self.head.to(hidden.dtype)).float()
+        # cap·tanh(raw / cap), written with exp: the CPU compiler's exp is about twice as fast as its tanh.
+        return self.config.logit_softcap * (1 - 2 / (torch.exp(raw * (2 / self.config.logit_softcap)) + 1))
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (batch, time, vocab_size) in fp32 for token ids (batch, time)."""
+        return self.logits(self.hidden(ids, cache))
+
+    def token_losses(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of each target (batch, time), fp32; 0 where the target is IGNORE."""
+        logits = self(ids)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
+                               reduction="none").view_as(targets)
+
+    def loss_sum(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Sum of `token_losses`: divided by the step's number of valid targets it is the loss (invariant 5)."""
+        return self.token_losses(ids, targets).sum()

@@ -1,0 +1,53 @@
+"""The modes: budgets of iterations, and the model that fits their hours on a GPU or their minutes on a CPU."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Iterations of each stage; None lets a tokens:parameters ratio decide the base stage's horizon."""
+
+    base_iterations: int | None
+    mid_iterations: int
+    sft_iterations: int
+    description: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """The model and data of a mode on one kind of device."""
+
+    depth: int
+    vocab_size: int
+    max_seq_len: int
+    tokenizer_chars: int
+    memory_bytes: int
+    """What training may take of the device."""
+    target_s: float | None = None
+    """CPU: how long the three trained stages should take together; decides the tokens of a step."""
+
+
+MODES = {
+    "demo": Mode(500, 200, 100, "see the whole pipeline work"),
+    "small": Mode(2000, 500, 200, "a model with basic chat"),
+    "medium": Mode(5000, 1000, 500, "a model with decent conversations"),
+    "full": Mode(None, 800, 500, "as much data as the model can use"),
+}
+
+# On an A100 with 40 GB these land in the guide's windows of hours and memory (demo 1-2 h in 10-15 GB, small 3-6 h in
+# 15-20 GB, medium 9-13 h in 20-25 GB), as tests/planning shows.
+GPU_SIZES = {
+    "demo": Size(14, 32_768, 2048, 500_000_000, 15 * 10**9),
+    "small": Size(14, 32_768, 2048, 500_000_000, 20 * 10**9),
+    "medium": Size(16, 32_768, 2048, 500_000_000, 25 * 10**9),
+    "full": Size(20, 32_768, 2048, 2_000_000_000, 38 * 10**9),
+}
+GPU_BATCH_TOKENS = 524_288  # what the guide, and public nanochat, call an iteration
+
+CPU_SIZES = {
+    "demo": Size(4, 2048, 256, 20_000_000, 4 * 10**9, 200.0),
+    "small": Size(5, 4096, 256, 50_000_000, 4 * 10**9, 1800.0),
+    "medium": Size(6, 4096, 256, 50_000_000, 6 * 10**9, 7200.0),
+    "full": Size(8, 4096, 512, 100_000_000, 8 * 10**9),
+}
+CPU_BATCHES = (512, 1024, 2048, 4096, 8192)  # tokens of a step to choose from

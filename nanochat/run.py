@@ -1,0 +1,149 @@
+"""A run on disk: one directory, one owner at a time, and a status that anybody may read."""
+
+import fcntl
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Iterator
+
+from nanochat.config import RunConfig, from_dict, to_dict
+from nanochat.errors import UserError
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace `path` as a whole: a reader sees the old or the new, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run is doing. `state` is running, interrupted, failed or done; `heartbeat` is seconds since the epoch."""
+
+    state: str
+    stage: str = ""
+    step: int = 0
+    reason: str = ""
+    pid: int = field(default_factory=os.getpid)
+    heartbeat: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory of a run and where everything in it lies."""
+
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def record_path(self) -> Path:
+        return self.directory / "run.json"
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        return self.directory / "tokenizer"
+
+    @property
+    def report_path(self) -> Path:
+        return self.directory / "report.md"
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.directory / stage / "checkpoints"
+
+    def result_path(self, stage: str) -> Path:
+        return self.directory / stage / "result.json"
+
+    def exists(self) -> bool:
+        return self.record_path.exists()
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says. Raises UserError when it cannot be read."""
+        return _read_json(self.record_path)
+
+    def config(self) -> RunConfig:
+        """The configuration the run was started with."""
+        try:
+            return from_dict(RunConfig, self.record()["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.record_path} was not written by this version: {error}",
+                            "start the run under another --name") from None
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Measured records of the finished stages, by stage."""
+        return {stage: _read_json(path) for stage in ("tokenizer", "base", "mid", "sft")
+                if (path := self.result_path(stage)).exists()}
+
+    def status(self) -> Status | None:
+        path = self.directory / "status.json"
+        return Status(**_read_json(path)) if path.exists() else None
+
+    def write_status(self, status: Status) -> None:
+        write_json(self.directory / "status.json", asdict(status))
+
+    # A graceful stop is a file, so that it reaches every worker on any machine that sees the run.
+
+    @property
+    def _stop_path(self) -> Path:
+        return self.directory / "stop"
+
+    def request_stop(self) -> None:
+        self._stop_path.touch()
+
+    def clear_stop(self) -> None:
+        self._stop_path.unlink(missing_ok=True)
+
+    def stop_requested(self) -> bool:
+        return self._stop_path.exists()
+
+    @contextmanager
+    def owned(self, role: str, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the run as its only `role`. The kernel frees the lock when the process ends, however it ends.
+
+        Raises UserError naming the living owner when it does not let go within `wait_s` seconds.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / f"{role}.lock").open("a+", encoding="utf-8") as file:
+            deadline = time.monotonic() + wait_s
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        file.seek(0)
+                        raise UserError(f"run {self.name!r} is in use by process {file.read().strip() or '?'}",
+                                        "wait for it, stop it with Ctrl-C, or give this run another --name") from None
+                    time.sleep(0.2)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def create(directory: Path, config: RunConfig, record: dict[str, Any]) -> Run:
+    """A new run: its record is written whole. `record` holds the rest of run.json (request, plan, reasons …)."""
+    run = Run(directory)
+    write_json(run.record_path, {"config": to_dict(config), **record})
+    return run
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}", "restore it, or start the run under another --name") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} does not hold an object", "restore it, or start the run under another --name")
+    return data

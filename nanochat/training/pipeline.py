@@ -1,0 +1,202 @@
+"""A whole run: tokenizer, base, mid, SFT, one after the other, from wherever it stopped."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.config import RunConfig, to_dict
+from nanochat.data.batches import Batches
+from nanochat.data.sources import Sources, cache_directory, open_sources
+from nanochat.errors import UserError
+from nanochat.evaluation.answering import grade
+from nanochat.evaluation.bpb import bits_per_byte
+from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after
+from nanochat.inference.engine import Engine
+from nanochat.model import Transformer
+from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.optim.scaling import hyperparameters
+from nanochat.planning.hardware import measure_peaks
+from nanochat.run import Run, write_json
+from nanochat.tasks.questions import Summary, read_questions, summarise
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from nanochat.training.loop import Surroundings, Trainee, train_stage
+from nanochat.training.prepare import StageData, prepare_stage, prepare_tokenizer
+from nanochat.training.result import StageResult
+from nanochat.training.workers import Workers
+
+BASE_PROMPTS = ("The capital of France is", "Once upon a time")
+
+
+def run_pipeline(run: Run, workers: Workers, emit: Sink, should_stop: Callable[[], bool]) -> None:
+    """Go through the stages of the run's config that are not finished yet.
+
+    Raises:
+        UserError: data or checkpoints that the user must look at.
+        Interrupted: `should_stop` said so; everything is saved.
+    """
+    config = run.config()
+    _Pipeline(run, config, workers, emit, should_stop).run()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What every stage shares. Made by rank 0 and sent to the others, who open the same files."""
+
+    sources: Sources
+    data: dict[str, StageData]
+
+
+class _Pipeline:
+    def __init__(self, run: Run, config: RunConfig, workers: Workers, emit: Sink,
+                 should_stop: Callable[[], bool]) -> None:
+        self.run_, self.config, self.workers, self.emit, self.should_stop = run, config, workers, emit, should_stop
+
+    def run(self) -> None:
+        prepared = self._prepare()
+        self.tokenizer = Tokenizer.load(self.run_.tokenizer_directory)
+        if not self.config.trained_stages:
+            return
+        self.peak_flops = measure_peaks(self.workers.device.type)[self.config.compute_dtype]
+        self.trainee = build_trainee(self.config, self.workers.device)
+        self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
+        weights = open_checkpoint(Path(self.config.start_from)) if self.config.start_from else None
+        for stage in self.config.trained_stages:
+            weights = self._stage(stage, prepared.data[stage], prepared.sources, weights)
+
+    def _prepare(self) -> _Prepared:
+        """Rank 0 makes tokenizer and shards; a user's mistake it meets is raised on every worker."""
+        made: _Prepared | UserError | None = None
+        if self.workers.leads:
+            try:
+                made = self._prepare_here()
+            except UserError as error:
+                made = error
+        made = self.workers.from_lead(made)
+        if isinstance(made, UserError):
+            raise made
+        assert made is not None
+        return made
+
+    def _prepare_here(self) -> _Prepared:
+        cache = cache_directory()
+        say = partial(self._note, "tokenizer")
+        say("making the data" if self.config.data == "tinyworld" else f"reading {self.config.data}")
+        sources = open_sources(self.config.data, cache)
+        tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
+        say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")
+        data = {}
+        for stage in self.config.trained_stages:
+            say(f"tokenising for {stage}")
+            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache)
+            train = data[stage].train
+            say(f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
+                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows; {train.lost_fraction:.1%} lost to cropping, "
+                f"{train.padded_fraction:.1%} padding")
+        return _Prepared(sources, data)
+
+    def _note(self, stage: str, text: str, warning: bool = False) -> None:
+        self.emit(Note(stage, text, warning))
+
+    def _stage(self, name: str, data: StageData, sources: Sources, weights: Checkpoint | None) -> Checkpoint:
+        """Train a stage, or skip it if it is finished. Returns its last checkpoint."""
+        config, workers = self.config.stage(name), self.workers
+        store = CheckpointStore(self.run_.checkpoints(name), keep_last=self.config.keep_checkpoints)
+        found = store.newest(partial(self._note, name, warning=True)) if workers.leads else None
+        found = workers.from_lead(found)
+        if found and found.step == config.num_iterations and self.run_.result_path(name).exists():
+            return found
+        identity = {"model": to_dict(self.config.model), "tokenizer": self.tokenizer.fingerprint,
+                    "data": data.train.fingerprint}
+        model, optimizer = self.trainee.model, self.trainee.optimizer
+        if found:
+            _check_identity(found, identity)
+            load_weights(model, found)
+            optimizer.load_state_dict(found.tensors("optimizer"))
+        else:
+            optimizer.reset()
+            if weights:
+                load_weights(model, weights)
+        if workers.leads:
+            forget_after(self.run_.directory, name, found.step if found else -1)
+        lr_multiplier = config.lr_multiplier * (config.total_batch_size / self._peak_batch()) ** 0.5
+        schedule = replace(config, lr_multiplier=lr_multiplier)
+        validate = partial(bits_per_byte, model, data.val, self.token_bytes, max_tokens=config.eval_tokens,
+                           rows_per_batch=config.device_batch_size, workers=workers)
+        around = Surroundings(workers, store, self.emit, validate, self.should_stop, identity, self.peak_flops)
+        batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
+        result = train_stage(name, schedule, self.trainee, batches, around, found)
+        self._finish(name, result, sources)
+        return open_checkpoint(store.directory / f"step_{config.num_iterations:06d}")
+
+    def _peak_batch(self) -> int:
+        return self.config.base.total_batch_size
+
+    def _finish(self, name: str, result: StageResult, sources: Sources) -> None:
+        """Samples, task accuracies and the stage's record; rank 0's work, for which the others wait at the next step."""
+        if not self.workers.leads:
+            return
+        engine = Engine(self.trainee.model, self.tokenizer)
+        if name == "base":
+            for prompt in BASE_PROMPTS:
+                ids = engine.complete([[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]], max_new_tokens=32)[0]
+                self.emit(Sampled(name, result.iterations, prompt, self.tokenizer.decode(ids)))
+        limit = self.config.stage(name).eval_questions
+        if limit:
+            start = time.perf_counter()
+            questions = read_questions(sources.questions)
+            spread = questions[:: max(-(-len(questions) // limit), 1)]  # evenly over the suite, which goes by skill
+            result.scores = scores_of(summarise(grade(engine, spread)))
+            seconds = time.perf_counter() - start
+            result.other_s += seconds
+            self.emit(TasksScored(name, result.iterations, result.scores, seconds))
+        write_json(self.run_.result_path(name), asdict(result))
+        self.emit(StageFinished(name, result.iterations, asdict(result)))
+
+
+def build_trainee(config: RunConfig, device: torch.device) -> Trainee:
+    """Model and optimizer of a run on a device, compiled if the config says so."""
+    dtype = getattr(torch, config.compute_dtype)
+    model = Transformer(config.model, compute_dtype=dtype, attention=config.attention, seed=config.seed).to(device)
+    base = config.base
+    peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
+    compiler: Any = torch.compile if config.compile else None
+    optimizer = MuonAdamW(model, peak, compiler=compiler)
+    return Trainee(model, optimizer, compiler(model.loss_sum) if compiler else model.loss_sum)
+
+
+def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into the model. Raises UserError naming what is missing or of another shape."""
+    theirs, ours = checkpoint.tensors("model"), model.state_dict()
+    wrong = [name for name in sorted(ours.keys() | theirs.keys())
+             if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape]
+    if wrong:
+        raise UserError(f"the weights of {checkpoint.path} do not fit this model: {', '.join(wrong[:5])}"
+                        + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+                        "use the --depth and architecture the checkpoint was trained with")
+    model.load_state_dict(theirs)
+
+
+def scores_of(summary: Summary) -> dict[str, dict[str, float]]:
+    """A summary as plain data, "overall" first."""
+    return {skill: {"accuracy": score.accuracy, "chance": score.chance, "count": score.total}
+            for skill, score in (("overall", summary.overall), *summary.by_skill.items())}
+
+
+def _check_identity(checkpoint: Checkpoint, identity: dict[str, object]) -> None:
+    for part, ours in identity.items():
+        if checkpoint.state.get(part) != ours:
+            raise UserError(f"{checkpoint.path} was trained with another {part} than this run now has",
+                            "put the old one back, or start under another --name")
+
+
+def _padded(token_bytes: Any, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Bytes of each row of the embedding: rows past the tokenizer's vocabulary stand for nothing."""
+    padded = torch.zeros(vocab_size, dtype=torch.int64)
+    padded[: len(token_bytes)] = torch.as_tensor(token_bytes)
+    return padded.to(device)

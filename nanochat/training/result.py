@@ -1,0 +1,32 @@
+"""What a finished stage measured: one record, kept as `<stage>/result.json`, from which summaries are made."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class StageResult:
+    """Measured figures of a trained stage. Seconds add up over restarts; speeds leave compiling and warm-up out."""
+
+    stage: str
+    iterations: int = 0
+    tokens: int = 0
+    train_s: float = 0.0
+    """Optimizer steps, the first of each start included."""
+    first_step_s: float = 0.0
+    """The first step of the last start: compiling, mostly."""
+    other_s: float = 0.0
+    """Evaluating, sampling, saving."""
+    tokens_per_second: float = 0.0
+    """Median over the steps after warm-up."""
+    model_flops_per_second: float = 0.0
+    peak_share: float = 0.0
+    """Model FLOP/s over the matmul peak measured in the same process."""
+    first_val_bpb: float = float("nan")
+    val_bpb: float = float("nan")
+    peak_memory_bytes: int = 0
+    skipped_steps: int = 0
+    epochs: float = 0.0
+    starts: int = 0
+    """How many times a process began or resumed this stage."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Task accuracies by skill, "overall" among them: accuracy, chance, count."""

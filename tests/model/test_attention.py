@@ -1,0 +1,76 @@
+"""Every attention backend against one plain double-precision computation, gradients included."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanochat.model.attention import BACKENDS, attend, attend_cached, choose_backend
+
+BATCH, HEADS, TIME, HEAD_DIM = 2, 3, 24, 16
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """Softmax attention position by position, in double precision."""
+    query, key, value = query.double(), key.double(), value.double()
+    rows = []
+    for now in range(query.size(2)):
+        first = 0 if window is None else max(now - window + 1, 0)
+        scores = query[:, :, now : now + 1] @ key[:, :, first : now + 1].mT / query.size(-1) ** 0.5
+        rows.append(scores.softmax(-1) @ value[:, :, first : now + 1])
+    return torch.cat(rows, dim=2)
+
+
+def unit_rms(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random vectors normed as the model norms queries and keys."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.rms_norm(x, shape[-1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 5, TIME, 2 * TIME])
+@pytest.mark.parametrize("time", [TIME, 1, 130])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_agree_with_the_plain_computation(backend: str, time: int, window: int | None,
+                                                   dtype: torch.dtype) -> None:
+    shape = (BATCH, HEADS, time, HEAD_DIM)
+    inputs = [unit_rms(shape, seed).to(dtype).requires_grad_() for seed in range(3)]
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    upstream = unit_rms(shape, 9)
+    found, expected = attend(*inputs, window, backend), plain_attention(*exact_inputs, window)
+    assert found.dtype == dtype
+    found.backward(upstream.to(dtype))
+    expected.backward(upstream.to(dtype).double())
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    for x, exact in zip(inputs, exact_inputs, strict=True):
+        torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_as_large_as_normed_heads_allow_are_exact(backend: str) -> None:
+    """The largest possible score, sqrt(head_dim), at a head of 128 channels: nothing overflows."""
+    query = torch.ones(1, 1, 4, 128)
+    value = torch.arange(4.0).view(1, 1, 4, 1).expand(-1, -1, -1, 128).contiguous()
+    out = attend(query, query, value, None, backend)[0, 0, :, 0]
+    torch.testing.assert_close(out, torch.tensor([0.0, 0.5, 1.0, 1.5]))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_cached_attention_sees_what_the_whole_row_would(window: int | None) -> None:
+    query, key, value = (unit_rms((2, HEADS, TIME, HEAD_DIM), seed) for seed in range(3))
+    whole = attend(query, key, value, window, "sdpa")
+    positions = torch.tensor([[3, 4], [20, 21]])
+    rows = torch.arange(2)[:, None]
+    garbage_after = key.clone()
+    garbage_after[0, :, 5:] = 1e4
+    new = query.transpose(1, 2)[rows, positions].transpose(1, 2)
+    found = attend_cached(new, garbage_after, value, positions, window)
+    torch.testing.assert_close(found, whole.transpose(1, 2)[rows, positions].transpose(1, 2))
+
+
+def test_the_choice_comes_with_its_reason() -> None:
+    for device in ("cpu", "cuda"):
+        for compiled in (False, True):
+            backend, reason = choose_backend(device, compiled)
+            assert backend in BACKENDS
+            assert reason

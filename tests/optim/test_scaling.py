@@ -1,0 +1,57 @@
+"""Hyperparameters scale as their docstring says."""
+
+import pytest
+
+from nanochat.model import ModelConfig, count_parameters
+from nanochat.optim.scaling import (
+    REFERENCE_BATCH,
+    REFERENCE_MODEL,
+    hyperparameters,
+    optimal_batch_tokens,
+    optimal_tokens,
+    reference_tokens,
+)
+
+
+def test_the_reference_run_gets_the_reference_values() -> None:
+    peak = hyperparameters(REFERENCE_MODEL, REFERENCE_BATCH, reference_tokens())
+    assert (peak.matrix_lr, peak.embedding_lr, peak.head_lr, peak.scalar_lr, peak.weight_decay) == pytest.approx(
+        (0.02, 0.3, 0.008, 0.1, 0.2))
+    assert optimal_batch_tokens(reference_tokens()) == REFERENCE_BATCH
+    assert optimal_tokens(REFERENCE_MODEL) == round(reference_tokens())
+
+
+def test_learning_rates_follow_the_square_root_of_the_batch() -> None:
+    small = hyperparameters(REFERENCE_MODEL, 2048, 1e6)
+    large = hyperparameters(REFERENCE_MODEL, 4 * 2048, 1e6)
+    for name in ("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"):
+        assert getattr(large, name) == pytest.approx(2 * getattr(small, name))
+
+
+def test_only_adamw_rates_of_tables_follow_width() -> None:
+    narrow = hyperparameters(ModelConfig.from_depth(4, 32_768, 2048), 2048, 1e6)  # a third of the reference's width
+    wide = hyperparameters(REFERENCE_MODEL, 2048, 1e6)
+    assert narrow.embedding_lr == pytest.approx(3**0.5 * wide.embedding_lr)
+    assert narrow.head_lr == pytest.approx(3**0.5 * wide.head_lr)
+    assert (narrow.matrix_lr, narrow.scalar_lr) == (wide.matrix_lr, wide.scalar_lr)
+
+
+def test_weight_decay_halves_when_the_horizon_doubles() -> None:
+    short, long = (hyperparameters(REFERENCE_MODEL, 2048, tokens) for tokens in (1e6, 2e6))
+    assert short.weight_decay == pytest.approx(2 * long.weight_decay)
+    assert short.matrix_lr == long.matrix_lr
+
+
+def test_the_multiplier_scales_learning_rates_only() -> None:
+    once, twice = (hyperparameters(REFERENCE_MODEL, 2048, 1e6, lr_multiplier=m) for m in (1.0, 2.0))
+    assert twice.matrix_lr == pytest.approx(2 * once.matrix_lr)
+    assert twice.scalar_lr == pytest.approx(2 * once.scalar_lr)
+    assert twice.weight_decay == once.weight_decay
+
+
+def test_horizons_and_batches_grow_with_the_model() -> None:
+    config = ModelConfig.from_depth(4, 4096, 256)
+    assert optimal_tokens(config, ratio=20) == 20 * count_parameters(config).scaling
+    batches = [optimal_batch_tokens(10.0**power) for power in range(5, 12)]
+    assert batches == sorted(batches)
+    assert all(batch & (batch - 1) == 0 for batch in batches)

@@ -196,7 +196,7 @@ def _write_shard(
     encoded: Iterator[Encoded],
     report: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Writes the next documents up to the token limit as a shard, whole or not at all; returns its manifest."""
+    """Writes the next documents up to the token limit as a shard; returns its manifest."""
     dtype, typecode = ("uint16", "H") if recipe.tokenizer.vocab_size <= 1 << 16 else ("uint32", "I")
     tokens, mask, lengths = array(typecode), array("B"), array("q")
     exhausted = True
@@ -210,16 +210,14 @@ def _write_shard(
             exhausted = False  # or just so; then an empty shard follows
             break
     plan = pack(np.array(lengths), made_from["row_tokens"], made_from["packing"], recipe.keep_whole)
-    temporary = directory.with_name(f".partial-{directory.name}")
-    temporary.mkdir()
-    try:
+    with _whole_or_not_at_all(directory) as partial_directory:
         token_array = np.array(tokens, dtype=dtype)
-        token_array.tofile(temporary / "tokens.bin")
+        token_array.tofile(partial_directory / "tokens.bin")
         if made_from["kind"] == "chat":
-            np.array(mask, dtype=np.uint8).tofile(temporary / "mask.bin")
-        np.save(temporary / "documents.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        np.save(temporary / "rows.npy", plan.row_offsets)
-        np.save(temporary / "spans.npy", plan.spans)
+            np.array(mask, dtype=np.uint8).tofile(partial_directory / "mask.bin")
+        np.save(partial_directory / "documents.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(partial_directory / "rows.npy", plan.row_offsets)
+        np.save(partial_directory / "spans.npy", plan.spans)
         manifest = {
             "made_from": made_from,
             "dtype": dtype,
@@ -230,9 +228,19 @@ def _write_shard(
             "lost_tokens": plan.lost_tokens,
             "padded_tokens": plan.padded_tokens,
             "exhausted": exhausted,
-            "files": {file.name: _file_entry(file) for file in sorted(temporary.iterdir())},
+            "files": {file.name: _file_entry(file) for file in sorted(partial_directory.iterdir())},
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        (partial_directory / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return manifest
+
+
+@contextmanager
+def _whole_or_not_at_all(directory: Path) -> Iterator[Path]:
+    """A temporary directory to fill, which then, flushed to disk, takes the place of `directory`."""
+    temporary = directory.with_name(f".partial-{directory.name}")
+    try:
+        temporary.mkdir()
+        yield temporary
         for path in (*temporary.iterdir(), temporary):
             _flush_to_disk(path)
         if directory.exists():  # damaged, or it would have been used
@@ -245,7 +253,6 @@ def _write_shard(
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
 
 
 def _intact_manifest(directory: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:

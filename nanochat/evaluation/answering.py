@@ -31,6 +31,12 @@ def grade(engine: Engine, questions: Sequence[Question]) -> list[tuple[Question,
     return [(question, is_correct(question, reply)) for question, reply in answer(engine, questions)]
 
 
+def shown(parts: Sequence[dict[str, str]]) -> str:
+    """A reply as a person reads it, calculator calls in brackets: `[37+58 = 95] 37 + 58 = 95.`"""
+    forms = {"text": "{}", "python": "[{} = ", "python_output": "{}] "}
+    return "".join(forms[part["type"]].format(part["text"]) for part in parts).strip()
+
+
 def final_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """What a reply says after its last tool call."""
     end = tokenizer.special("<|output_end|>")

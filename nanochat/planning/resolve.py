@@ -9,7 +9,7 @@ from nanochat.model import ModelConfig
 from nanochat.model.attention import choose_backend
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
-from nanochat.planning.estimate import optimizer_flops, step_seconds, train_memory_bytes
+from nanochat.planning.estimate import step_seconds, train_memory_bytes
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 
@@ -192,7 +192,7 @@ def _with_stages(config: RunConfig, iterations: dict[str, int], batch: int, rows
         config,
         base=stage("base", schedule=Schedule(warmup=0.02, warmdown=0.5, final=0.05)),
         mid=stage("mid", schedule=Schedule(warmup=0.0, warmdown=0.8, final=0.05), lr_multiplier=0.8),
-        sft=stage("sft", schedule=Schedule(warmup=0.0, warmdown=1.0, final=0.0), lr_multiplier=0.3, eval_questions=10_000))
+        sft=stage("sft", schedule=Schedule(warmup=0.0, warmdown=1.0, final=0.0), lr_multiplier=0.3, eval_questions=500))
 
 
 def _check_memory(config: RunConfig, hardware: Hardware) -> None:

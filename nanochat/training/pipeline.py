@@ -13,10 +13,11 @@ from nanochat.config import RunConfig, to_dict
 from nanochat.data.batches import Batches
 from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
-from nanochat.evaluation.answering import grade
+from nanochat.evaluation.answering import grade, shown
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after
 from nanochat.inference.engine import Engine
+from nanochat.inference.reply import read_reply
 from nanochat.model import Transformer
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
@@ -24,13 +25,15 @@ from nanochat.planning.hardware import measure_peaks
 from nanochat.run import Run, write_json
 from nanochat.tasks.questions import Summary, read_questions, summarise
 from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.loop import Surroundings, Trainee, train_stage
 from nanochat.training.prepare import StageData, prepare_stage, prepare_tokenizer
 from nanochat.training.result import StageResult
 from nanochat.training.workers import Workers
 
-BASE_PROMPTS = ("The capital of France is", "Once upon a time")
+TEXT_PROMPTS = ("The capital of France is", "Once upon a time")
+CHAT_PROMPTS = ("Hello! What is your name?", "What is the capital of France?", "What is 47 + 38?", "How do you spell garden?")
 
 
 def run_pipeline(run: Run, workers: Workers, emit: Sink, should_stop: Callable[[], bool]) -> None:
@@ -142,10 +145,8 @@ class _Pipeline:
         if not self.workers.leads:
             return
         engine = Engine(self.trainee.model, self.tokenizer)
-        if name == "base":
-            for prompt in BASE_PROMPTS:
-                ids = engine.complete([[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]], max_new_tokens=32)[0]
-                self.emit(Sampled(name, result.iterations, prompt, self.tokenizer.decode(ids)))
+        for prompt, text in samples(engine, chat=name != "base"):
+            self.emit(Sampled(name, result.iterations, prompt, text))
         limit = self.config.stage(name).eval_questions
         if limit:
             start = time.perf_counter()
@@ -157,6 +158,16 @@ class _Pipeline:
             self.emit(TasksScored(name, result.iterations, result.scores, seconds))
         write_json(self.run_.result_path(name), asdict(result))
         self.emit(StageFinished(name, result.iterations, asdict(result)))
+
+
+def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
+    """Greedy continuations of a few fixed texts, or answers to a few fixed questions."""
+    tokenizer = engine.tokenizer
+    prompts = CHAT_PROMPTS if chat else TEXT_PROMPTS
+    ids = [render_prompt(tokenizer, [{"role": "user", "content": prompt}]) if chat
+           else [tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    replies = engine.complete(ids, max_new_tokens=64 if chat else 32)
+    return [(prompt, shown(read_reply(tokenizer, reply))) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def build_trainee(config: RunConfig, device: torch.device) -> Trainee:

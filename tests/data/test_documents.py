@@ -53,17 +53,17 @@ def test_parquet_in_row_groups(tmp_path):
 def test_wrong_parquet(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"content": ["a"], "id": [1]}), path)
-    with pytest.raises(UserError, match="x.parquet has no column 'text', only: content, id"):
+    with pytest.raises(UserError, match=r"x\.parquet has no column 'text', only: content, id"):
         read(path)
     pq.write_table(pa.table({"text": [1]}), path)
-    with pytest.raises(UserError, match="'text' of .*x.parquet holds no strings"):
+    with pytest.raises(UserError, match=r"'text' of .*x\.parquet holds no strings"):
         read(path)
     broken = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe"))
     pq.write_table(pa.table({"text": broken}), path)
-    with pytest.raises(UserError, match="x.parquet holds text that is not UTF-8"):
+    with pytest.raises(UserError, match=r"x\.parquet holds text that is not UTF-8"):
         read(path)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="x.parquet cannot be read as parquet"):
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read as parquet"):
         read(path)
 
 
@@ -126,7 +126,7 @@ def test_txt_of_one_endless_line(tmp_path, monkeypatch):
 def test_txt_that_is_not_utf8_names_the_line(tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"fine\n" * 9999 + "Straße\n".encode("latin-1"))
-    with pytest.raises(UserError, match="x.txt, line 10000 is not UTF-8"):
+    with pytest.raises(UserError, match=r"x\.txt, line 10000 is not UTF-8"):
         read(path)
 
 

@@ -1,6 +1,7 @@
 """Packing: every target exactly once, rows within bounds, and rows that begin where they should."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ WAYS = [("stream", False), ("best_fit", False), ("best_fit", True)]
 def rows_of(packing):
     """Spans (start, length, continued) of each row."""
     bounds = packing.row_offsets.tolist()
-    return [packing.spans[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [packing.spans[a:b].tolist() for a, b in pairwise(bounds)]
 
 
 def document_starts(lengths):
@@ -25,7 +26,7 @@ def document_starts(lengths):
 
 
 @pytest.mark.parametrize(("method", "keep_whole"), WAYS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_every_token_stands_once_but_for_counted_losses(method, keep_whole, lengths, row_tokens):
     packing = pack(lengths, row_tokens, method, keep_whole)
@@ -39,7 +40,7 @@ def test_every_token_stands_once_but_for_counted_losses(method, keep_whole, leng
 
 
 @pytest.mark.parametrize(("method", "keep_whole"), WAYS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_rows_are_within_bounds_and_padding_is_counted(method, keep_whole, lengths, row_tokens):
     packing = pack(lengths, row_tokens, method, keep_whole)
@@ -52,7 +53,7 @@ def test_rows_are_within_bounds_and_padding_is_counted(method, keep_whole, lengt
 
 
 @pytest.mark.parametrize(("method", "keep_whole"), WAYS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_a_cut_repeats_the_token_before_it(method, keep_whole, lengths, row_tokens):
     packing = pack(lengths, row_tokens, method, keep_whole)
@@ -61,7 +62,7 @@ def test_a_cut_repeats_the_token_before_it(method, keep_whole, lengths, row_toke
         assert (start + 1 in ends) if continued else (start in document_starts(lengths))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_best_fit_spans_stay_inside_documents_and_cut_only_long_ones(lengths, row_tokens):
     ends = np.cumsum(lengths)
@@ -76,7 +77,7 @@ def test_best_fit_spans_stay_inside_documents_and_cut_only_long_ones(lengths, ro
             assert length == row_tokens + 1  # only the last piece of a document is short
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_keep_whole_never_splits(lengths, row_tokens):
     packing = pack(lengths, row_tokens, "best_fit", keep_whole=True)
@@ -99,7 +100,7 @@ def slow_best_fit(sizes, capacity):
     return rooms, bins
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 30), max_size=60))
 def test_best_fit_is_best_fit(sizes):
     rooms, _ = slow_best_fit(sizes, 30)
@@ -127,7 +128,7 @@ def test_examples():
     [([0], 4, "stream", False), ([1], 0, "stream", False), ([1], 4, "stream", True), ([1], 4, "greedy", False)],
 )
 def test_nonsense_is_refused(lengths, row_tokens, method, keep_whole):
-    with pytest.raises(ValueError, match="positive|cannot pack"):
+    with pytest.raises(ValueError, match=r"positive|cannot pack"):
         pack(np.array(lengths), row_tokens, method, keep_whole)
 
 

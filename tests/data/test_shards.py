@@ -201,7 +201,7 @@ def test_a_full_disk_is_the_users_to_solve(files, tokenizer, tmp_path, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(np, "save", full)
-        with pytest.raises(UserError, match="the disk is full at .*cache"):
+        with pytest.raises(UserError, match=r"the disk is full at .*cache"):
             build(files, tokenizer, tmp_path / "cache")
     assert directories(tmp_path / "cache") == []
     assert build(files, tokenizer, tmp_path / "cache").num_documents == 600

@@ -115,7 +115,7 @@ def test_the_oldest_turns_are_forgotten_once_the_context_is_full(runs_dir, promp
     talk = session(runs_dir, "--max-tokens", "20")
     assert chat.talk(talk, io.StringIO("".join(f"question {i}\n" for i in range(6))), io.StringIO()) == 0
     said = [prompt.count("question") for prompt in prompts]
-    assert said == [1, 2, 2, 2, 2, 2]
+    assert said == [1, 2, 3, 3, 3, 3]
     assert "question 4" in prompts[-1]
     assert "question 5" in prompts[-1]
     assert capsys.readouterr().err.count("oldest turns are forgotten") == 1

@@ -63,8 +63,8 @@ class World:
 def write(directory: Path, *, seed: int = 0, num_documents: int = NUM_DOCUMENTS) -> World:
     """The world of this seed and size in `directory`, written there unless it is there already.
 
-    `num_documents` base documents come with half as many conversations for mid-training and a fifth for SFT. A
-    document or conversation is a function of (seed, its number); its split is a function of its text alone.
+    A hundred base documents come with sixty conversations for mid-training and thirty for SFT. A document or
+    conversation is a function of (seed, its number); its split is a function of its text alone.
 
     Raises:
         UserError: the directory holds something that is not a TinyWorld.
@@ -81,8 +81,8 @@ def write(directory: Path, *, seed: int = 0, num_documents: int = NUM_DOCUMENTS)
     try:
         counts = {
             **_write_base(making / "base", seed, num_documents),
-            **_write_conversations(making / "mid", seed, num_documents // 2, MID),
-            **_write_conversations(making / "sft", seed, num_documents // 5, SFT),
+            **_write_conversations(making / "mid", seed, num_documents * 3 // 5, MID),
+            **_write_conversations(making / "sft", seed, num_documents * 3 // 10, SFT),
             **_write_questions(making / "questions.jsonl", seed),
         }
         files = {str(path.relative_to(making)): _sha256(path) for path in sorted(making.rglob("*")) if path.is_file()}

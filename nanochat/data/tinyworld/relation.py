@@ -61,7 +61,7 @@ class Relation:
         ranked = sorted(FRAMES[1:], key=lambda frame: stable_hash("frame", self.name, frame)) if self.topic else []
         frames = [frame.replace("{topic}", self.topic) for frame in (FRAMES[0], *ranked)] if self.topic else []
         return (
-            (*self.questions, *frames),
+            (*self.questions, *frames[:-HELD_OUT_FRAMES]),
             (*self.unseen, *frames[-HELD_OUT_FRAMES:]),
         )
 

@@ -1,0 +1,102 @@
+"""What the user sees while a run goes on: a progress bar a stage on a terminal, plain lines anywhere else."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from nanochat.events import Event, Note, Saved, StageFinished, StageStarted, StepDone, TasksScored, Validated
+from nanochat.report import Table, duration
+
+PLAIN_EVERY_S = 5.0
+
+
+def make_console() -> Console:
+    """Output to stdout; a hundred columns when it is not a terminal, so that piped tables are not squeezed."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """A heading and aligned columns."""
+    drawn = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
+    for column in table.columns:
+        drawn.add_column(column, justify="left" if column == table.columns[0] else "right")
+    for row in table.rows:
+        drawn.add_row(*map(escape, row))
+    console.print(drawn)
+    console.print()
+
+
+class Display:
+    """Consumes a run's events. Use as a context manager: it always leaves the terminal as it was."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.val_bpb = float("nan")
+        self.total = 0
+        self.recent_s: list[float] = []
+        self.last_line = -float("inf")
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.bar = Progress(TextColumn("{task.description:<5}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+                                TimeRemainingColumn(), console=self.console)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Note(text=text, warning=warning):
+                self.say(f"[yellow]warning: {escape(text)}[/yellow]" if warning else f"[dim]{escape(text)}[/dim]")
+            case StageStarted():
+                self._start(event)
+            case StepDone():
+                self._step(event)
+            case Validated(val_bpb=val_bpb):
+                self.val_bpb = val_bpb
+                if self.bar is None:
+                    self.say(f"{event.stage} {event.step}/{self.total}  val_bpb {val_bpb:.4f}")
+            case Saved() if self.bar is None:
+                self.say(f"{event.stage} {event.step}/{self.total}  checkpoint saved")
+            case TasksScored(scores=scores):
+                self.say(f"{event.stage}: {scores['overall']['accuracy']:.0%} of {scores['overall']['count']:.0f} questions right")
+            case StageFinished(result=result):
+                self.say(f"{event.stage} done: {duration(result['train_s'] + result['other_s'])}, val_bpb {result['val_bpb']:.4f}")
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        (self.bar.console if self.bar else self.console).print(text)
+
+    def _start(self, event: StageStarted) -> None:
+        self.total, self.recent_s, self.val_bpb = event.num_iterations, [], float("nan")
+        resumed = f", resumed at step {event.step:,}" if event.step else ""
+        if self.bar is None:
+            self.say(f"{event.stage}: {event.num_iterations:,} steps of {event.tokens_per_step:,} tokens{resumed}")
+        else:
+            self.task = self.bar.add_task(event.stage, total=event.num_iterations, completed=event.step, figures="first step: compiling")
+
+    def _step(self, event: StepDone) -> None:
+        self.recent_s = [*self.recent_s[-19:], event.seconds]
+        step_s = statistics.median(self.recent_s)  # the first step, which compiles, or a hiccup hardly moves it
+        tokens = event.tokens_per_second * event.seconds
+        figures = f"loss {event.loss:.3f}  val_bpb {self.val_bpb:.3f}  {tokens / step_s:,.0f} tok/s"
+        if event.skipped:
+            self.say(f"[yellow]warning: step {event.step} of {event.stage} had a non-finite loss or gradient and was skipped[/yellow]")
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=event.step, figures=figures)
+        elif self.clock() - self.last_line >= PLAIN_EVERY_S or event.step == self.total:
+            self.last_line = self.clock()
+            left = duration((self.total - event.step) * step_s)
+            self.say(f"{event.stage} {event.step}/{self.total}  {figures}  {left} left")

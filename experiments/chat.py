@@ -88,7 +88,9 @@ class Completion:
     def reply(self, text: str) -> Iterator[tuple[str, str]]:
         """The answer as (kind of part, text) pieces while it is being generated."""
         reader = ReplyReader(self.tokenizer)
-        yield from self._stream([self.tokenizer.bos_id, *self.tokenizer.encode(text)], reader)
+        prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        self._check_fits(prompt)
+        yield from self._stream(prompt, reader)
 
     def clear(self) -> None:
         """Forget everything said."""
@@ -97,15 +99,16 @@ class Completion:
     def context(self) -> int:
         return self.model.config.max_seq_len
 
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens that leave room for an answer: what was asked for, or a quarter of the context if that is less."""
-        return self.context - min(self.max_tokens, max(self.context // 4, 1))
+    def _fits(self, prompt: list[int]) -> bool:
+        """Whether it leaves room for an answer: what was asked for, or a quarter of the context if that is less."""
+        return len(prompt) + min(self.max_tokens, self.context // 4) <= self.context
+
+    def _check_fits(self, prompt: list[int]) -> None:
+        if not self._fits(prompt):
+            raise TooLong(f"this is {len(prompt)} tokens long, which leaves no room for an answer in the model's "
+                          f"context of {self.context}", "say it shorter, or lower --max-tokens")
 
     def _stream(self, prompt: list[int], reader: ReplyReader) -> Iterator[tuple[str, str]]:
-        if len(prompt) > self.longest_prompt:
-            raise TooLong(f"this is {len(prompt)} tokens long, and {self.longest_prompt} fit before an answer in the "
-                          f"model's context of {self.context}", "say it shorter, or lower --max-tokens")
         engine = Engine(self.model, self.tokenizer)
         for (token,) in engine.generate([prompt], max_new_tokens=self.max_tokens, **self.sampling):
             yield from reader.feed(token.id)
@@ -120,28 +123,19 @@ class Chat(Completion):
     forgot: bool = False
 
     def reply(self, text: str) -> Iterator[tuple[str, str]]:
-        reader = ReplyReader(self.tokenizer)
-        self.messages.append({"role": "user", "content": text})
-        self.messages.append({"role": "assistant", "content": reader.parts})  # grows, and stays if it is interrupted
-        try:
-            yield from self._stream(self._prompt(), reader)
-        except TooLong:
-            del self.messages[-2:]
-            raise
-
-    def clear(self) -> None:
-        self.messages, self.forgot, self.notice = [], False, ""
-
-    def _prompt(self) -> list[int]:
-        """All turns but the oldest, where they do not fit."""
-        prompt = render_prompt(self.tokenizer, self.messages[:-1])
-        while len(prompt) > self.longest_prompt and len(self.messages) > 2:
+        question = {"role": "user", "content": text}
+        self._check_fits(render_prompt(self.tokenizer, [question]))
+        while not self._fits(prompt := render_prompt(self.tokenizer, [*self.messages, question])):
             del self.messages[:2]
-            prompt = render_prompt(self.tokenizer, self.messages[:-1])
             if not self.forgot:
                 self.forgot = True
                 self.notice = f"(the context of {self.context} tokens is full: the oldest turns are forgotten)"
-        return prompt
+        reader = ReplyReader(self.tokenizer)
+        self.messages += [question, {"role": "assistant", "content": reader.parts}]  # grows; stays if interrupted
+        yield from self._stream(prompt, reader)
+
+    def clear(self) -> None:
+        self.messages, self.forgot, self.notice = [], False, ""
 
 
 def talk(session: Completion, source: TextIO, out: TextIO) -> int:

@@ -105,7 +105,7 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
 
     from nanochat.training.loop import Interrupted
     from nanochat.training.pipeline import run_pipeline
-    from nanochat.training.workers import Workers
+    from nanochat.workers import Workers
 
     for chatty in ("ray.train", "rustbpe"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

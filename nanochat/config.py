@@ -172,7 +172,10 @@ def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:
         raise ValueError(f"--set {key}: {path[0]!r} has no parts")
     else:
         value = parse_value(typing.get_type_hints(type(config))[path[0]], text, key)
-    return dataclasses.replace(config, **{path[0]: value})
+    try:
+        return dataclasses.replace(config, **{path[0]: value})
+    except ValueError as error:  # the dataclass refuses the combination
+        raise ValueError(f"--set {key}: {error}") from None
 
 
 def parse_value(kind: Any, text: str, key: str) -> Any:

@@ -73,7 +73,7 @@ class Batches:
         if self._total_rows % world_size:
             raise ValueError(f"{self._total_rows} rows cannot be shared equally by {world_size} workers")
         share = self._total_rows // world_size
-        indices = self.row_indices(step)[rank * share : rank * share + 1]
+        indices = self.row_indices(step)[rank * share : (rank + 1) * share]
         tokens, mask = self._dataset.rows(indices)  # (rows, time + 1)
         return to_batch(tokens, mask)
 

@@ -8,7 +8,7 @@ import torch
 from nanochat.data.batches import IGNORE, to_batch
 from nanochat.data.dataset import TokenDataset
 from nanochat.model import Transformer
-from nanochat.training.workers import Workers
+from nanochat.workers import Workers
 
 
 class NoTargets(ValueError):

@@ -41,7 +41,7 @@ class Engine:
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 0.0,
                  top_k: int | None = None, seed: int = 0, stop_ids: Sequence[int] | None = None
                  ) -> Iterator[list[Token]]:
-        """Continue every prompt; yields each step's tokens, one for each row that goes on.
+        """Continue every prompt; yields each step's tokens, one for each row that goes on, in no certain order.
 
         A row ends, without yielding it, at a stop token (by default `<|assistant_end|>` and `<|bos|>`), after
         `max_new_tokens`, or when prompt and continuation fill the model's context. Greedy rows do not depend on what
@@ -71,13 +71,9 @@ class Engine:
             taken = [row.take(token) for row, token in zip(rows, chosen, strict=True)]
             if tokens := [token for token in taken if token is not None]:
                 yield tokens
-            alive = [place for place, row in enumerate(rows) if not row.ended]
-            if not alive:
+            if all(row.ended for row in rows):
                 return
-            if len(alive) < len(rows):
-                rows = [rows[place] for place in alive]
-                kept = torch.tensor(alive, device=self._device)
-                uniform, cache = uniform[kept], cache.select(kept)
+            rows, cache, uniform = _close_gaps(rows, cache, uniform)
             hidden = self._feed([row.last for row in rows], cache, min(longest + step + 1, context))
 
     def complete(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 0.0,
@@ -134,6 +130,20 @@ class Engine:
 def _first_slots(cache: KVCache, slots: int) -> KVCache:
     """The same memory, so that attention does not read the empty rest of it."""
     return KVCache(cache.keys[..., :slots, :], cache.values[..., :slots, :], cache.lengths)
+
+
+def _close_gaps(rows: list["_Row"], cache: KVCache, uniform: Tensor) -> tuple[list["_Row"], KVCache, Tensor]:
+    """The rows that have not ended, in the same memory: the last of them move to where others ended. Copying all that
+    stay would take as long as generating does, where a row ends at every step."""
+    count = sum(not row.ended for row in rows)
+    gaps = [place for place in range(count) if rows[place].ended]
+    if gaps:
+        movers = [place for place in range(count, len(rows)) if not rows[place].ended]
+        for gap, mover in zip(gaps, movers, strict=True):
+            rows[gap] = rows[mover]
+        cache.keys[:, gaps], cache.values[:, gaps] = cache.keys[:, movers], cache.values[:, movers]
+        cache.lengths[gaps], uniform[gaps] = cache.lengths[movers], uniform[movers]
+    return rows[:count], KVCache(cache.keys[:, :count], cache.values[:, :count], cache.lengths[:count]), uniform[:count]
 
 
 class _Row:

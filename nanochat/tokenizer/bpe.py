@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,7 @@ SPLIT_PATTERN = (
 )
 
 FILE_NAME = "tokenizer.json"
+_TEXTS_PER_TASK = 32
 _MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 
@@ -142,8 +145,12 @@ class Tokenizer:
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
-        """`encode` of every text, on several threads."""
-        return self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)
+        """`encode` of every text, on several threads: tiktoken releases the GIL."""
+        # Several texts a task: with one each, as in tiktoken's own batch call, short texts take three times as long.
+        groups = [texts[i : i + _TEXTS_PER_TASK] for i in range(0, len(texts), _TEXTS_PER_TASK)]
+        with ThreadPoolExecutor(num_threads) as pool:
+            encoded = pool.map(lambda group: [self.encode(text) for text in group], groups)
+            return list(chain.from_iterable(encoded))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The exact bytes; special tokens as their names."""

@@ -3,8 +3,9 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from nanochat.optim.schedule import muon_momentum
 from nanochat.planning.hardware import peak_memory_bytes
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore
 from nanochat.training.result import StageResult
-from nanochat.training.workers import Workers
+from nanochat.workers import Workers
 
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
 SPEED_WINDOW = 200  # steps whose median is the speed
@@ -47,7 +48,7 @@ class Surroundings:
     emit: Sink
     validate: Callable[[], float]
     should_stop: Callable[[], bool]
-    identity: dict[str, object]
+    identity: Mapping[str, Any]
     peak_flops: float
     clock: Callable[[], float] = time.perf_counter
 

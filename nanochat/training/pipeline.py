@@ -27,10 +27,10 @@ from nanochat.tasks.questions import Summary, read_questions, summarise
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from nanochat.training.loop import Surroundings, Trainee, train_stage
+from nanochat.training.loop import Interrupted, Surroundings, Trainee, train_stage
 from nanochat.training.prepare import StageData, prepare_stage, prepare_tokenizer
 from nanochat.training.result import StageResult
-from nanochat.training.workers import Workers
+from nanochat.workers import Workers
 
 TEXT_PROMPTS = ("The capital of France is", "Once upon a time")
 CHAT_PROMPTS = ("Hello! What is your name?", "What is the capital of France?", "What is 47 + 38?", "How do you spell garden?")
@@ -73,22 +73,27 @@ class _Pipeline:
             weights = self._stage(stage, prepared.data[stage], prepared.sources, weights)
 
     def _prepare(self) -> _Prepared:
-        """Rank 0 makes tokenizer and shards; a user's mistake it meets is raised on every worker."""
-        made: _Prepared | UserError | None = None
+        """Rank 0 makes tokenizer and shards; what stops it there is raised on every worker."""
+        made: _Prepared | UserError | Interrupted | None = None
         if self.workers.leads:
             try:
                 made = self._prepare_here()
-            except UserError as error:
+            except (UserError, Interrupted) as error:
                 made = error
         made = self.workers.from_lead(made)
-        if isinstance(made, UserError):
+        if isinstance(made, Exception):
             raise made
         assert made is not None
         return made
 
     def _prepare_here(self) -> _Prepared:
         cache = cache_directory()
-        say = partial(self._note, "tokenizer")
+
+        def say(text: str) -> None:
+            self._note("tokenizer", text)
+            if self.should_stop():
+                raise Interrupted
+
         say("making the data" if self.config.data == "tinyworld" else f"reading {self.config.data}")
         sources = open_sources(self.config.data, cache)
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
@@ -114,7 +119,7 @@ class _Pipeline:
         found = workers.from_lead(found)
         if found and found.step == config.num_iterations and self.run_.result_path(name).exists():
             return found
-        identity = {"model": to_dict(self.config.model), "tokenizer": self.tokenizer.fingerprint,
+        identity: dict[str, Any] = {"model": to_dict(self.config.model), "tokenizer": self.tokenizer.fingerprint,
                     "data": data.train.fingerprint}
         model, optimizer = self.trainee.model, self.trainee.optimizer
         if found:
@@ -199,7 +204,7 @@ def scores_of(summary: Summary) -> dict[str, dict[str, float]]:
             for skill, score in (("overall", summary.overall), *summary.by_skill.items())}
 
 
-def _check_identity(checkpoint: Checkpoint, identity: dict[str, object]) -> None:
+def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     for part, ours in identity.items():
         if checkpoint.state.get(part) != ours:
             raise UserError(f"{checkpoint.path} was trained with another {part} than this run now has",

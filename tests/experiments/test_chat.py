@@ -128,6 +128,7 @@ def test_a_message_too_long_costs_nothing(runs_dir, prompts, capsys):
     assert "error: this is 94 tokens long" in capsys.readouterr().err
     assert prompts[-1].endswith("two<|user_end|><|assistant_start|>")
     assert "xxx" not in prompts[-1]
+    assert "one" in prompts[-1]
     with pytest.raises(UserError, match="tokens long"):
         chat.main(["parrot", "--prompt", "x" * 90, "--runs-dir", str(runs_dir)])
 

@@ -78,7 +78,7 @@ def test_sampling_depends_on_seed_and_place_only(random_model, tokenizer, prompt
 
 def test_the_calculator_answers_in_its_own_row_only(scripted, tokenizer):
     """Two rows call it, one between them writes text and goes on alone."""
-    call = ["<|python_start|>", "1", "+", "2", "<|python_end|>", "Z"]  # Z: what the model would say to a call
+    call = ["<|python_start|>", "1", "+", "2", "<|python_end|>", "<|bos|>"]  # what it would say itself
     model = scripted(["A", *call], ["<|output_end|>", "!", "<|assistant_end|>"], [*"Bbcdfghijkl", "<|bos|>"])
     prompts = [tokenizer.encode("A"), tokenizer.encode("xyz B"), tokenizer.encode("?!?!?! A")]
     steps = list(Engine(model, tokenizer).generate(prompts, max_new_tokens=30))
@@ -98,9 +98,13 @@ def test_a_call_that_is_no_arithmetic(scripted, tokenizer):
 
 
 def test_an_end_without_a_start_calls_nothing(scripted, tokenizer):
-    model = scripted(["A", "<|python_end|>", "b", "<|assistant_end|>"])
-    (row,) = Engine(model, tokenizer).complete([tokenizer.encode("A")], max_new_tokens=30)
-    assert tokenizer.decode(row) == "<|python_end|>b"
+    model = scripted(["A", "<|python_start|>", "1", "<|python_end|>", "b", "<|bos|>"], ["B", "<|python_end|>"],
+                     ["<|output_end|>", "<|python_end|>"])
+    engine = Engine(model, tokenizer)
+    called = "<|python_start|>1<|python_end|><|output_start|>1<|output_end|>"
+    for start, said in (("A", f"{called}<|python_end|>b"), ("B", "<|python_end|>b")):
+        (row,) = engine.complete([tokenizer.encode(start)], max_new_tokens=30)
+        assert tokenizer.decode(row) == said
 
 
 @pytest.mark.parametrize("limit", range(1, 9))

@@ -38,4 +38,7 @@ def test_whatever_comes_is_a_valid_message(tokenizer, ids):
 
 
 def test_half_a_character_at_the_end(tokenizer):
-    assert reply_text(read_reply(tokenizer, tokenizer.encode("aé")[:-1])) == "a\N{REPLACEMENT CHARACTER}"
+    half = tokenizer.encode("aé")[:-1]
+    assert reply_text(read_reply(tokenizer, half)) == "a\N{REPLACEMENT CHARACTER}"
+    assert read_reply(tokenizer, [*half, tokenizer.special("<|python_start|>"), *half]) == [
+        {"type": kind, "text": "a\N{REPLACEMENT CHARACTER}"} for kind in ("text", "python")]

@@ -48,6 +48,12 @@ def test_monotonous_text_is_no_trap(tokenizer, text):
     assert Tokenizer.train([text], 270).vocab_size >= 265
 
 
+def test_a_batch_keeps_its_order(tokenizer):
+    texts = [f"text {i}" for i in range(100)]
+    assert tokenizer.encode_batch(texts, num_threads=3) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch([], num_threads=3) == []
+
+
 def test_layout_of_the_vocabulary(tokenizer):
     assert tokenizer.vocab_size == 400
     assert [tokenizer.special(name) for name in SPECIAL_TOKENS] == list(range(391, 400))

@@ -177,6 +177,9 @@ def test_not_a_checkpoint(tmp_path):
         open_checkpoint(tmp_path / "step_000001")
     with pytest.raises(CheckpointError, match=r"no manifest\.json"):
         open_checkpoint(tmp_path)
+    CheckpointStore(tmp_path).save(2, *content(2)).rename(tmp_path / "step_000003")
+    with pytest.raises(CheckpointError, match="its manifest says step 2"):
+        open_checkpoint(tmp_path / "step_000003")
 
 
 # --- death ----------------------------------------------------------------------------------------------------------

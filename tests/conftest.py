@@ -1,0 +1,16 @@
+"""What tests share: one cache of data for the whole session, so that the built-in world is made once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).parents[1] / "../shared/data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NANOCHAT_BASE_DIR of this session and of every process it starts."""
+    directory = tmp_path_factory.mktemp("cache")
+    os.environ["NANOCHAT_BASE_DIR"] = str(directory)
+    return directory

@@ -1,0 +1,218 @@
+"""The main job as a user runs it: real processes, real signals, real Ray."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from nanochat.events import Sampled, StepDone, TasksScored, read_events
+from nanochat.run import Run
+from nanochat.training.checkpoint import CheckpointStore
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "run_stage.py"
+TINY = ["--depth", "1", "--max-seq-len", "128", "--total-batch-size", "256", "--device-batch-size", "2", "--compile", "off",
+        "--set", "tokenizer.vocab_size=512", "--set", "tokenizer.max_chars=300000",
+        "--set", "base.num_iterations=24", "--set", "mid.num_iterations=16", "--set", "sft.num_iterations=16",
+        "--set", "base.checkpoint_every=6", "--set", "mid.checkpoint_every=6", "--set", "sft.checkpoint_every=6",
+        "--set", "base.eval_tokens=512", "--set", "mid.eval_tokens=512", "--set", "sft.eval_tokens=512",
+        "--set", "sft.eval_questions=14"]
+
+
+def command(runs: Path, name: str, *options: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), "--runs-dir", str(runs), "--name", name, *options]
+
+
+def run_stage(runs: Path, name: str, *options: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(runs, name, *options), capture_output=True, text=True, timeout=timeout, cwd=runs)
+
+
+def final_weights(runs: Path, name: str) -> dict[str, torch.Tensor]:
+    checkpoint = CheckpointStore(Run(runs / name).checkpoints("sft")).newest(pytest.fail)
+    return checkpoint.tensors("model")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Path) -> subprocess.CompletedProcess[str]:
+    """One whole small run, which several tests look at."""
+    done = run_stage(runs, "whole", *TINY)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.ray
+def test_the_whole_way_says_what_it_does(undisturbed, runs):
+    text = undisturbed.stdout
+    for part in ("Plan (all figures are estimates)", "Estimated:", "base: 24 steps", "mid: 16 steps", "sft: 16 steps", "you:",
+                 "nanochat:", "of matmul peak", "estimate -> measured", "accuracy", "chance", "chat.py whole", "report.md"):
+        assert part in text
+    assert "Traceback" not in undisturbed.stderr
+    assert not re.search(r"\(pid=|\[202|WARNING|INFO", undisturbed.stderr), undisturbed.stderr  # Ray is silent
+    assert "\x1b[" not in text  # piped: plain lines
+    run = Run(runs / "whole")
+    assert run.status().state == "done"
+    assert set(run.results()) == {"tokenizer", "base", "mid", "sft"}
+    report = run.report_path.read_text()
+    assert "Task accuracies after sft" in report
+    events = list(read_events(run.directory, "sft"))
+    assert [event.step for event in events if isinstance(event, StepDone)] == list(range(1, 17))
+    assert any(isinstance(event, TasksScored) for event in events)
+    assert any(isinstance(event, Sampled) for event in events)
+
+
+@pytest.mark.ray
+def test_val_bpb_falls_in_every_stage(undisturbed, runs):
+    for stage, result in Run(runs / "whole").results().items():
+        if stage != "tokenizer":
+            assert result["val_bpb"] < result["first_val_bpb"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_worker_killed_in_every_stage_ends_with_the_same_weights(undisturbed, runs):
+    """SIGKILL of the worker in base, mid and SFT: Ray starts another, which goes on from the newest checkpoint."""
+    process = subprocess.Popen(command(runs, "killed", *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs)
+    run = Run(runs / "killed")
+    try:
+        for stage, step in (("base", 9), ("mid", 8), ("sft", 10)):
+            wait_until(lambda stage=stage, step=step: last_step(run, stage) >= step, 120)
+            os.kill(int((run.directory / "worker-0.lock").read_text()), signal.SIGKILL)
+            wait_until(lambda stage=stage, step=step: last_step(run, stage) < step or run.result_path(stage).exists(), 60)
+        output = process.communicate(timeout=200)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert [run.results()[stage]["starts"] for stage in ("base", "mid", "sft")] == [2, 2, 2]
+    same_weights(final_weights(runs, "killed"), final_weights(runs, "whole"))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
+    process = subprocess.Popen(command(runs, "stopped", *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               cwd=runs, start_new_session=True)
+    run = Run(runs / "stopped")
+    try:
+        wait_until(lambda: last_step(run, "base") >= 8, 120)
+        refused = run_stage(runs, "stopped", *TINY)  # a second process on the same run
+        assert refused.returncode == 2
+        assert f"in use by process {process.pid}" in refused.stderr
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group
+        output = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert run.status().state == "interrupted"
+    stopped_at = CheckpointStore(run.checkpoints("base")).newest(pytest.fail).step
+    assert stopped_at >= 8
+    other = run_stage(runs, "stopped", *TINY, "--seed", "1")
+    assert other.returncode == 2
+    assert "--seed 0 -> 1" in other.stderr
+    resumed = run_stage(runs, "stopped", *TINY)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed at step {stopped_at}" in resumed.stdout
+    same_weights(final_weights(runs, "stopped"), final_weights(runs, "whole"))
+
+
+@pytest.mark.ray
+def test_two_workers_agree_with_one(undisturbed, runs):
+    base = [*TINY, "--stage", "tokenizer,base", "--set", "base.device_batch_size=1", "--num-workers", "2"]
+    done = run_stage(runs, "two", *base)
+    assert done.returncode == 0, done.stderr
+    one, two = ([event.loss for event in read_events(runs / name, "base") if isinstance(event, StepDone)] for name in ("whole", "two"))
+    assert two == pytest.approx(one, rel=2e-3)
+    assert two[0] == pytest.approx(one[0], rel=1e-6)
+
+
+@pytest.mark.ray
+def test_sft_can_start_from_another_run(undisturbed, runs):
+    done = run_stage(runs, "tuned", *TINY[TINY.index("--max-seq-len"):], "--stage", "sft", "--from", "whole")
+    assert done.returncode == 0, done.stderr
+    assert set(Run(runs / "tuned").results()) == {"sft"}
+    fingerprints = {json.loads((runs / name / "tokenizer" / "tokenizer.json").read_text())["fingerprint"] for name in ("whole", "tuned")}
+    assert len(fingerprints) == 1
+
+
+def test_plan_only_writes_nothing(tmp_path):
+    done = run_stage(tmp_path, "planned", "--mode", "small", "--plan")
+    assert done.returncode == 0
+    assert "2,000" in done.stdout
+    assert not (tmp_path / "planned").exists()
+
+
+def write(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path):
+    pq.write_table(pa.table({"body": ["no text here"]}), tmp_path / "wrong.parquet")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        ("--mode", "huge"): "no mode 'huge'",
+        ("--stage", "base,soup"): "no stage soup",
+        ("--data", "nowhere"): "nowhere",
+        ("--data", str(tmp_path / "empty")): "empty",
+        ("--data", str(tmp_path / "wrong.parquet")): "text",
+        ("--data", write(tmp_path / "latin.txt", "na\xefve caf\xe9\n".encode("latin-1"))): "UTF-8",
+        ("--data", write(tmp_path / "nothing.txt", b"")): "nothing.txt",
+        ("--total-batch-size", "1000"): "nearest that does is --total-batch-size 1024",
+        ("--depth", "64", "--max-seq-len", "8192", "--total-batch-size", "8192"): "GiB",
+        ("--depth", "0"): "--depth must be at least 1",
+        ("--stage", "sft"): "starts from trained weights",
+        ("--from", "nobody", "--stage", "sft"): "nobody",
+        ("--set", "base.num_iteratons=3"): "did you mean 'num_iterations'",
+        ("--num-workers", "0"): "--num-workers must be at least 1",
+        ("--name", "../x"): "cannot be the name",
+    }
+    for options, expected in cases.items():
+        name = () if "--name" in options else ("--name", "r")
+        done = subprocess.run([sys.executable, str(SCRIPT), "--runs-dir", str(tmp_path / "runs"), *name, *options],
+                              capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 2, (options, done.stdout, done.stderr)
+        assert expected in done.stderr, (options, done.stderr)
+        lines = done.stderr.strip().splitlines()
+        assert lines[0].startswith("error: "), (options, lines)
+        assert lines[1].startswith("hint: "), (options, lines)
+        assert len(lines) == 2, (options, lines)
+    assert not (tmp_path / "runs" / "r" / "run.json").exists()
+
+
+def test_a_full_disk_is_found_before_the_start(tmp_path, monkeypatch, capsys):
+    from experiments import cli, run_stage
+
+    usage = type("Usage", (), {"free": 10_000})
+    monkeypatch.setattr(run_stage.shutil, "disk_usage", lambda path: usage)
+    assert cli.run(run_stage.main, ["--runs-dir", str(tmp_path)]) == 2
+    assert "of disk" in capsys.readouterr().err
+
+
+def last_step(run: Run, stage: str) -> int:
+    return max((event.step for event in read_events(run.directory, stage) if isinstance(event, StepDone)), default=0)
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s; {psutil.cpu_percent()} % of the processors busy"
+        time.sleep(0.02)
+
+
+def same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []

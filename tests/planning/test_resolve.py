@@ -1,0 +1,126 @@
+from dataclasses import replace
+
+import pytest
+
+from nanochat.errors import UserError
+from nanochat.model import count_parameters
+from nanochat.optim.scaling import optimal_tokens
+from nanochat.planning.estimate import checkpoint_bytes, estimate, train_memory_bytes
+from nanochat.planning.hardware import A100_40GB, Hardware, choose_dtype, detect_hardware
+from nanochat.planning.modes import MODES
+from nanochat.planning.resolve import Request, resolve
+
+CPU = Hardware("a CPU", "cpu", 1, 2, 24 * 2**30, {"float32": 275e9, "bfloat16": 150e9})
+FAST_CPU = replace(CPU, peak_flops={"float32": 208e9, "bfloat16": 903e9})
+
+
+def resolved(hardware=CPU, compiler="g++", **asked):
+    return resolve(Request(**asked), hardware, compiler=compiler)
+
+
+def test_modes_have_the_guides_iterations():
+    for mode, counts in {"demo": (500, 200, 100), "small": (2000, 500, 200), "medium": (5000, 1000, 500)}.items():
+        for hardware in (CPU, A100_40GB):
+            config = resolved(hardware, mode=mode).config
+            assert tuple(config.stage(stage).num_iterations for stage in ("base", "mid", "sft")) == counts
+
+
+# The guide's windows: hours of the whole run, hours of the base stage, bytes.
+WINDOWS = {"demo": ((1, 2), (0.5, 1), (10, 15)), "small": ((3, 6), (2, 4), (15, 20)), "medium": ((9, 13), (6, 10), (20, 25))}
+
+
+@pytest.mark.parametrize("mode", WINDOWS)
+def test_modes_land_in_the_guides_windows_on_an_a100(mode):
+    total_hours, base_hours, gigabytes = WINDOWS[mode]
+    plan = estimate(resolved(A100_40GB, mode=mode).config, A100_40GB)
+    assert total_hours[0] <= plan.seconds / 3600 <= total_hours[1]
+    assert base_hours[0] <= plan.stages[0].train_s / 3600 <= base_hours[1]
+    assert gigabytes[0] <= plan.memory_bytes / 1e9 <= gigabytes[1]
+
+
+def test_the_demo_is_planned_within_six_minutes_on_two_cores():
+    for hardware in (CPU, FAST_CPU):
+        assert estimate(resolved(hardware).config, hardware).seconds < 360
+
+
+def test_full_follows_tokens_per_parameter():
+    config = resolved(A100_40GB, mode="full").config
+    tokens = config.base.num_iterations * config.base.total_batch_size
+    assert tokens == pytest.approx(optimal_tokens(config.model), rel=0.01)
+    assert tokens == pytest.approx(10.5 * count_parameters(config.model).scaling, rel=0.01)
+
+
+def test_an_explicit_number_of_iterations_overrides_every_rule():
+    assert resolved(mode="full", stages=("base",), num_iterations=7).config.base.num_iterations == 7
+    assert resolved(assignments=("mid.num_iterations=3",)).config.mid.num_iterations == 3
+    with pytest.raises(UserError, match="number of one stage"):
+        resolved(num_iterations=7)
+    with pytest.raises(UserError, match="at least 1"):
+        resolved(stages=("sft",), num_iterations=0)
+
+
+def test_dtype_follows_the_measurement():
+    assert choose_dtype(CPU)[0] == "float32"
+    assert choose_dtype(FAST_CPU)[0] == "bfloat16"
+    assert resolved(FAST_CPU).config.compute_dtype == "bfloat16"
+
+
+def test_compile_rule():
+    assert resolved().config.compile
+    assert not resolved(compiler=None).config.compile
+    assert not resolved(stages=("base",), num_iterations=20).config.compile
+    assert resolved(stages=("base",), num_iterations=20, compile="on").config.compile
+    assert not resolved(compile="off").config.compile
+    with pytest.raises(UserError, match="C\\+\\+ compiler"):
+        resolved(compiler=None, compile="on")
+
+
+def test_every_automatic_choice_has_a_reason():
+    reasons = " ".join(resolved().reasons)
+    for choice in ("depth 4", "dtype float32", "torch.compile on", "attention", "total_batch_size", "device_batch_size"):
+        assert choice in reasons
+
+
+def test_impossible_requests():
+    with pytest.raises(UserError, match="no mode 'huge'"):
+        resolved(mode="huge")
+    with pytest.raises(UserError, match=r"--depth must.*--max-seq-len must"):
+        resolved(depth=0, max_seq_len=4)
+    with pytest.raises(UserError, match="needs about .* GiB"):
+        resolved(depth=60, max_seq_len=4096, total_batch_size=4096)
+    with pytest.raises(UserError, match="nearest that does"):
+        resolved(total_batch_size=1000)
+
+
+def test_depth_is_the_one_dial():
+    small, large = (resolved(A100_40GB, mode="small", depth=depth).config for depth in (8, 20))
+    assert (small.model.width, small.model.num_heads) == (512, 4)
+    assert (large.model.width, large.model.num_heads) == (1280, 10)
+    assert large.base.device_batch_size < small.base.device_batch_size
+
+
+def test_batches_always_divide_among_workers():
+    for workers in (1, 2, 4, 8):
+        for mode in MODES:
+            config = resolved(A100_40GB, mode=mode, num_workers=workers).config
+            assert config.base.total_batch_size % (config.base.device_batch_size * config.model.max_seq_len * workers) == 0
+
+
+def test_memory_grows_with_what_it_is_made_of():
+    model = resolved(A100_40GB, mode="small").config.model
+    assert train_memory_bytes(model, 8, "bfloat16", "cuda") > train_memory_bytes(model, 4, "bfloat16", "cuda")
+    assert train_memory_bytes(model, 4, "float32", "cuda") > train_memory_bytes(model, 4, "bfloat16", "cuda")
+    assert checkpoint_bytes(model) > 4 * count_parameters(model).total
+
+
+def test_this_machine_can_be_detected():
+    hardware = detect_hardware()
+    assert hardware.cpu_count >= 1
+    assert all(flops > 1e8 for flops in hardware.peak_flops.values())
+    assert hardware.name in hardware.describe()
+
+
+def test_differences_between_requests_name_the_flags():
+    first = Request(depth=4, num_workers=1)
+    assert first.differences(Request(depth=4, num_workers=2)) == []
+    assert first.differences(Request(depth=6, mode="small")) == ["--mode 'demo' -> 'small'", "--depth 4 -> 6"]

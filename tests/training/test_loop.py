@@ -1,0 +1,184 @@
+"""The loop against its promises: same seed same bits, exact resume, one loss however the batch is cut."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.config import StageConfig
+from nanochat.data.batches import IGNORE, Batch, Batches
+from nanochat.data.dataset import TokenDataset
+from nanochat.data.shards import build_text_shards
+from nanochat.events import Event, Saved, StepDone, Validated
+from nanochat.model import ModelConfig, Transformer
+from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.optim.scaling import Hyperparameters
+from nanochat.optim.schedule import Schedule
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.checkpoint import CheckpointStore
+from nanochat.training.loop import Interrupted, Surroundings, Trainee, train_stage
+from nanochat.workers import Workers
+
+ROW = 32
+MODEL = ModelConfig.from_depth(2, 512, ROW)
+STAGE = StageConfig(num_iterations=12, total_batch_size=8 * ROW, device_batch_size=4, schedule=Schedule(), eval_every=5,
+                    checkpoint_every=4)
+PEAK = Hyperparameters(0.01, 0.1, 0.005, 0.05, 0.1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    directory = tmp_path_factory.mktemp("loop")
+    words = "the cat saw a red bird on one old tree while two dogs slept near her small green door".split()
+    texts = [" ".join(words[(i * 7 + j * j) % len(words)] for j in range(5 + i % 40)) for i in range(400)]
+    (directory / "text.txt").write_text("<|endoftext|>".join(texts))
+    tokenizer = Tokenizer.train(texts, 300)
+    return build_text_shards([directory / "text.txt"], tokenizer, directory / "shards", split="all", row_tokens=ROW, packing="best_fit")
+
+
+def trainee() -> Trainee:
+    model = Transformer(MODEL, seed=3)
+    return Trainee(model, MuonAdamW(model, PEAK), model.loss_sum)
+
+
+def train(dataset: TokenDataset, directory: Path, stage: StageConfig = STAGE, subject: Trainee | None = None,
+          should_stop: Callable[[], bool] = lambda: False, events: list[Event] | None = None,
+          batches: Batches | None = None) -> dict[str, torch.Tensor]:
+    """Train from the newest checkpoint in `directory`, or from the start; the final weights."""
+    subject = subject or trainee()
+    store = CheckpointStore(directory)
+    found = store.newest(pytest.fail)
+    if found:
+        subject.model.load_state_dict(found.tensors("model"))
+        subject.optimizer.load_state_dict(found.tensors("optimizer"))
+    around = Surroundings(Workers(), store, (events if events is not None else []).append, lambda: 1.0, should_stop, {}, 1e12)
+    train_stage("base", stage, subject, batches or Batches(dataset, 8, seed=1), around, found)
+    return {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in left.keys() | right.keys())
+
+
+def test_the_same_seed_gives_the_same_bits_and_the_loss_falls(dataset, tmp_path):
+    events: list[Event] = []
+    assert same(train(dataset, tmp_path / "a", events=events), train(dataset, tmp_path / "b"))
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
+    assert losses[0] == pytest.approx(math.log(512), rel=0.02)
+    assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6, 11])
+def test_resume_is_exact(dataset, tmp_path, stop_after):
+    undisturbed = train(dataset, tmp_path / "a")
+    events: list[Event] = []
+
+    def stop() -> bool:
+        return sum(isinstance(event, StepDone) for event in events) == stop_after
+
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "b", should_stop=stop, events=events)
+    assert CheckpointStore(tmp_path / "b").newest(pytest.fail).step == stop_after
+    assert same(train(dataset, tmp_path / "b"), undisturbed)
+
+
+def test_a_fresh_optimizer_would_be_noticed(dataset, tmp_path):
+    """The test above can fail: forgetting the optimizer's state at the resume changes the result."""
+    undisturbed = train(dataset, tmp_path / "a")
+    events: list[Event] = []
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "b", should_stop=lambda: len(events) > 8, events=events)
+    subject = trainee()
+    subject.optimizer.load_state_dict = lambda state: None
+    assert not same(train(dataset, tmp_path / "b", subject=subject), undisturbed)
+
+
+def test_the_loss_does_not_depend_on_how_the_batch_is_cut(dataset, tmp_path):
+    runs = []
+    for rows in (1, 2, 8, 3):
+        events: list[Event] = []
+        weights = train(dataset, tmp_path / str(rows), replace(STAGE, device_batch_size=rows, num_iterations=3), events=events)
+        runs.append(([e.loss for e in events if isinstance(e, StepDone)], weights))
+    for losses, weights in runs[1:]:
+        assert losses[0] == pytest.approx(runs[0][0][0], rel=1e-6)
+        assert losses == pytest.approx(runs[0][0], rel=1e-4)  # Muon magnifies what summation order changes
+        assert all(torch.allclose(weights[name], runs[0][1][name], atol=1e-3) for name in weights)
+
+
+class Masked(Batches):
+    """Batches of which all but the first row of each step carry no loss."""
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        batch = super().batch(step, rank, world_size)
+        targets = torch.full_like(batch.targets, IGNORE)
+        targets[0] = batch.targets[0]
+        return Batch(batch.inputs, targets)
+
+
+def test_a_micro_batch_without_targets_is_harmless(dataset, tmp_path):
+    """The loss is the mean over valid tokens: rows without any neither dilute nor poison it (invariant 5)."""
+    losses = []
+    for rows in (1, 8):
+        events: list[Event] = []
+        train(dataset, tmp_path / str(rows), replace(STAGE, device_batch_size=rows, num_iterations=3), events=events,
+              batches=Masked(dataset, 8, seed=1))
+        losses.append([e.loss for e in events if isinstance(e, StepDone)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] == pytest.approx(math.log(512), rel=0.02)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_non_finite_number_never_reaches_the_weights(dataset, tmp_path, where):
+    subject = trainee()
+    calls = []
+
+    def poisoned(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        loss = subject.model.loss_sum(ids, targets)
+        if len(calls) == 5:  # the first micro-batch of the third step
+            return loss * float("nan") if where == "loss" else loss + (subject.model.head * 0).sum().sqrt()
+        return loss
+
+    events: list[Event] = []
+    weights = train(dataset, tmp_path, subject=replace(subject, loss_sum=poisoned), events=events)
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [event.step for event in steps if event.skipped] == [3]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert CheckpointStore(tmp_path).newest(pytest.fail).state["result"]["skipped_steps"] == 1
+
+
+def test_evaluations_checkpoints_and_measurements_come_when_they_should(dataset, tmp_path):
+    events: list[Event] = []
+    train(dataset, tmp_path, events=events)
+    assert [event.step for event in events if isinstance(event, Validated)] == [0, 5, 10, 12]
+    assert [event.step for event in events if isinstance(event, Saved)] == [4, 8, 12]
+    result = CheckpointStore(tmp_path).newest(pytest.fail).state["result"]
+    assert (result["iterations"], result["tokens"], result["starts"]) == (12, 12 * 8 * ROW, 1)
+    assert result["tokens_per_second"] > 0
+    assert 0 < result["peak_share"] < 1
+    assert result["peak_memory_bytes"] > 10**7
+
+
+def test_speed_leaves_the_first_steps_out(dataset, tmp_path):
+    """Steps of 1 s, but a first one of 100 s: the speed reported is that of the others."""
+    now = [0.0]
+    slow = [100.0]
+
+    def clock() -> float:
+        return now[0]
+
+    subject = trainee()
+
+    def timed(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        now[0] += slow.pop() if slow else 0.5  # two micro-batches a step
+        return subject.model.loss_sum(ids, targets)
+
+    store = CheckpointStore(tmp_path)
+    around = Surroundings(Workers(), store, lambda event: None, lambda: 1.0, lambda: False, {}, 1e12, clock)
+    result = train_stage("base", STAGE, replace(subject, loss_sum=timed), Batches(dataset, 8, seed=1), around, None)
+    assert result.first_step_s == pytest.approx(100.5)
+    assert result.tokens_per_second == pytest.approx(8 * ROW)
+    assert result.train_s == pytest.approx(100.5 + 11)

@@ -42,22 +42,31 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="chat.py", description="Talk to a trained run. A base model, which knows no "
-                                     "conversations yet, continues your text instead.")
+    parser = argparse.ArgumentParser(
+        prog="chat.py",
+        description="Talk to a trained run. A base model, which knows no "
+        "conversations yet, continues your text instead.",
+    )
     parser.add_argument("run", help="a run's name, or the path of its directory")
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
     parser.add_argument("--prompt", help="ask this one thing, print the answer and leave")
-    parser.add_argument("--temperature", type=float, default=0.0,
-                        help="0 takes the likeliest word, 1 samples as trained (default: 0)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest word, 1 samples as trained (default: 0)"
+    )
     parser.add_argument("--top-k", type=int, help="sample among this many likeliest tokens only (default: all)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
     options = parser.parse_args(argv)
-    problems = [problem for problem, found in (
-        ("--temperature must be 0 or more", not options.temperature >= 0),
-        ("--top-k must be at least 1", options.top_k is not None and options.top_k < 1),
-        ("--max-tokens must be at least 1", options.max_tokens < 1)) if found]
+    problems = [
+        problem
+        for problem, found in (
+            ("--temperature must be 0 or more", not options.temperature >= 0),
+            ("--top-k must be at least 1", options.top_k is not None and options.top_k < 1),
+            ("--max-tokens must be at least 1", options.max_tokens < 1),
+        )
+        if found
+    ]
     if problems:
         raise UserError("; ".join(problems))
     return options
@@ -105,8 +114,11 @@ class Completion:
 
     def _check_fits(self, prompt: list[int]) -> None:
         if not self._fits(prompt):
-            raise TooLong(f"this is {len(prompt)} tokens long, which leaves no room for an answer in the model's "
-                          f"context of {self.context}", "say it shorter, or lower --max-tokens")
+            raise TooLong(
+                f"this is {len(prompt)} tokens long, which leaves no room for an answer in the model's "
+                f"context of {self.context}",
+                "say it shorter, or lower --max-tokens",
+            )
 
     def _stream(self, prompt: list[int], reader: ReplyReader) -> Iterator[tuple[str, str]]:
         engine = Engine(self.model, self.tokenizer)

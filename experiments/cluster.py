@@ -27,8 +27,16 @@ def local_cluster(cpu_count: int, gpu_count: int) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    ray.init(address="local", num_cpus=cpu_count, num_gpus=gpu_count, include_dashboard=False, configure_logging=True,
-             logging_level=logging.ERROR, logging_config=ray.LoggingConfig(log_level="ERROR"), log_to_driver=True)
+    ray.init(
+        address="local",
+        num_cpus=cpu_count,
+        num_gpus=gpu_count,
+        include_dashboard=False,
+        configure_logging=True,
+        logging_level=logging.ERROR,
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+        log_to_driver=True,
+    )
     try:
         yield
     finally:

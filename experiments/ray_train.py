@@ -1,4 +1,4 @@
-"""One pipeline as one TorchTrainer fit. Ray places, watches and restarts the workers; the run's own files are the truth."""
+"""One pipeline as one TorchTrainer fit: Ray places, watches and restarts workers; the run's own files are the truth."""
 
 import logging
 import shutil
@@ -38,8 +38,10 @@ def fit(run: Run, hardware: Hardware, num_workers: int, while_waiting: Callable[
     """
     use_gpu = hardware.device_type == "cuda"
     if use_gpu and num_workers > hardware.device_count:
-        raise UserError(f"--num-workers {num_workers}, and this machine has {hardware.device_count} GPUs",
-                        f"use at most --num-workers {hardware.device_count}")
+        raise UserError(
+            f"--num-workers {num_workers}, and this machine has {hardware.device_count} GPUs",
+            f"use at most --num-workers {hardware.device_count}",
+        )
     box: list[Any] = []
     with local_cluster(hardware.cpu_count, hardware.device_count if use_gpu else 0):
         # fit blocks and takes over SIGINT in the main thread: run elsewhere, it leaves signals and terminal to us
@@ -74,18 +76,24 @@ def _fit(run: Run, hardware: Hardware, num_workers: int) -> dict[str, str]:
         train_worker,
         train_loop_config={"run": str(run.directory)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu,
-            resources_per_worker={"CPU": int(cpus) or cpus, **({"GPU": 1} if use_gpu else {})}),
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": int(cpus) or cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
         run_config=ray.train.RunConfig(
-            storage_path=str(storage), name="fit",
+            storage_path=str(storage),
+            name="fit",
             failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_DEATHS, controller_failure_limit=2),
-            logging_config=ray.train.LoggingConfig("ERROR")),
+            logging_config=ray.train.LoggingConfig("ERROR"),
+        ),
     )
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise UserError(f"the training worker died {MAX_WORKER_DEATHS + 1} times: {_last_line(error)}",
-                        "if memory ran out, lower --device-batch-size; what was saved is kept, and the same command continues") from error
+        raise UserError(
+            f"the training worker died {MAX_WORKER_DEATHS + 1} times: {_last_line(error)}",
+            "if memory ran out, lower --device-batch-size; what was saved is kept, and the same command continues",
+        ) from error
     return result.return_value
 
 

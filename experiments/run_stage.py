@@ -45,23 +45,54 @@ PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyar
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Options left out are chosen for the hardware, and the plan says why."""
-    command = argparse.ArgumentParser(prog="run_stage.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = argparse.ArgumentParser(
+        prog="run_stage.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = command.add_argument
     add("--mode", default="demo", metavar="|".join(MODES), help="budget of iterations (default: demo)")
     add("--name", help="name of the run, its directory under --runs-dir (default: the mode)")
-    add("--stage", default=",".join(STAGES), help=f"stages to go through, separated by commas (default: {','.join(STAGES)})")
-    add("--from", dest="start_from", default="", metavar="RUN_OR_CHECKPOINT", help="start from the weights of another run or checkpoint")
-    add("--data", default=TINYWORLD, help="tinyworld (built in), or a .txt, .jsonl, .parquet file, or a folder of these")
+    add(
+        "--stage",
+        default=",".join(STAGES),
+        help=f"stages to go through, separated by commas (default: {','.join(STAGES)})",
+    )
+    add(
+        "--from",
+        dest="start_from",
+        default="",
+        metavar="RUN_OR_CHECKPOINT",
+        help="start from the weights of another run or checkpoint",
+    )
+    add(
+        "--data", default=TINYWORLD, help="tinyworld (built in), or a .txt, .jsonl, .parquet file, or a folder of these"
+    )
     add("--depth", type=int, help="layers of the model; everything else about its size follows")
-    add("--architecture", choices=("default", "classic"), default="default", help="classic: October 2025, without the later additions")
+    add(
+        "--architecture",
+        choices=("default", "classic"),
+        default="default",
+        help="classic: October 2025, without the later additions",
+    )
     add("--max-seq-len", type=int, help="tokens of context")
     add("--total-batch-size", type=int, help="tokens of one optimizer step")
     add("--device-batch-size", type=int, help="rows of a forward pass; lower it when memory runs out")
     add("--num-iterations", type=int, help="steps of the one stage chosen with --stage; overrides every rule")
     add("--num-workers", type=int, default=1, help="processes, each with a GPU where there are GPUs (default: 1)")
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (default: auto, where it repays)")
+    add(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="torch.compile (default: auto, where it repays)",
+    )
     add("--seed", type=int, default=0)
-    add("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE", help="any other setting, such as base.eval_every=50")
+    add(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, such as base.eval_every=50",
+    )
     add("--plan", action="store_true", help="print the plan and stop")
     add("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     return command
@@ -95,19 +126,36 @@ def _request(args: argparse.Namespace) -> Request:
     stages = tuple(stage.strip() for stage in args.stage.split(",") if stage.strip())
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
-        raise UserError(f"there is no stage {', '.join(unknown) or '(none given)'}", f"choose --stage from {', '.join(STAGES)}")
+        raise UserError(
+            f"there is no stage {', '.join(unknown) or '(none given)'}", f"choose --stage from {', '.join(STAGES)}"
+        )
     if args.num_workers < 1:
         raise UserError(f"--num-workers must be at least 1, not {args.num_workers}", "leave it out for one")
     data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
     return Request(
-        mode=args.mode, data=data, stages=tuple(stage for stage in STAGES if stage in stages), start_from=args.start_from,
-        architecture=args.architecture, seed=args.seed, depth=args.depth, max_seq_len=args.max_seq_len,
-        device_batch_size=args.device_batch_size, total_batch_size=args.total_batch_size, num_iterations=args.num_iterations,
-        compile=args.compile, num_workers=args.num_workers, assignments=tuple(args.assignments))
+        mode=args.mode,
+        data=data,
+        stages=tuple(stage for stage in STAGES if stage in stages),
+        start_from=args.start_from,
+        architecture=args.architecture,
+        seed=args.seed,
+        depth=args.depth,
+        max_seq_len=args.max_seq_len,
+        device_batch_size=args.device_batch_size,
+        total_batch_size=args.total_batch_size,
+        num_iterations=args.num_iterations,
+        compile=args.compile,
+        num_workers=args.num_workers,
+        assignments=tuple(args.assignments),
+    )
 
 
 def _check_name(run: Run) -> None:
-    if run.name.startswith(".") or run.name in ("", "..") or not run.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+    if (
+        run.name.startswith(".")
+        or run.name in ("", "..")
+        or not run.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    ):
         raise UserError(f"{run.name!r} cannot be the name of a run", "use letters, digits, - and _")
     if run.directory.exists() and not run.directory.is_dir():
         raise UserError(f"{run.directory} is a file", "choose another --name")
@@ -126,13 +174,18 @@ def _new_record(request: Request, runs_dir: Path) -> tuple[RunConfig, dict[str, 
     plan = estimate(config, hardware, request.num_workers)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
     if plan.disk_bytes > free:
-        raise UserError(f"the run needs about {plan.disk_bytes / GIB:.1f} GiB of disk and {runs_dir} has {free / GIB:.1f} GiB free",
-                        "make room, choose another --runs-dir, or --set keep_checkpoints=1")
+        raise UserError(
+            f"the run needs about {plan.disk_bytes / GIB:.1f} GiB of disk and {runs_dir} has {free / GIB:.1f} GiB free",
+            "make room, choose another --runs-dir, or --set keep_checkpoints=1",
+        )
     return config, {
-        "request": asdict(request), "plan": asdict(plan), "reasons": list(resolved.reasons),
+        "request": asdict(request),
+        "plan": asdict(plan),
+        "reasons": list(resolved.reasons),
         "hardware": {**asdict(hardware), "description": hardware.describe()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "git_commit": _git_commit()}
+        "git_commit": _git_commit(),
+    }
 
 
 def _existing_parent(path: Path) -> Path:
@@ -147,8 +200,10 @@ def _check_data(data: str) -> None:
     if data == TINYWORLD:
         return
     if not Path(data).exists() and "/" not in data.removeprefix(str(Path.cwd()) + "/"):
-        raise UserError(f"--data {Path(data).name}: there is no such file or folder, and no such built-in data",
-                        "give a path to .txt, .jsonl or .parquet text, or --data tinyworld")
+        raise UserError(
+            f"--data {Path(data).name}: there is no such file or folder, and no such built-in data",
+            "give a path to .txt, .jsonl or .parquet text, or --data tinyworld",
+        )
     for file in find_documents(Path(data)):
         next(read_documents([file]), None)
 
@@ -157,7 +212,9 @@ def _start_checkpoint(start_from: str, runs_dir: Path) -> tuple[str, ModelConfig
     """The checkpoint that --from names, and its architecture."""
     path = Path(start_from).absolute()
     if not (path / "manifest.json").exists():
-        path = newest_checkpoint(find_run(start_from, runs_dir.absolute()), warn=lambda text: print(f"warning: {text}", file=sys.stderr))
+        path = newest_checkpoint(
+            find_run(start_from, runs_dir.absolute()), warn=lambda text: print(f"warning: {text}", file=sys.stderr)
+        )
     return str(path), from_dict(ModelConfig, open_checkpoint(path).state["model"])
 
 
@@ -176,12 +233,17 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
         fresh = resolve(request, hardware, compiler=shutil.which("g++"), start_model=config.model).config
         same = replace(request, stages=stored.stages, num_iterations=stored.num_iterations)
         differences = stored.differences(same)
-        config = replace(config, stages=tuple(stage for stage in STAGES if stage in request.stages),
-                         **{stage: fresh.stage(stage) for stage in new_stages if stage in TRAINED_STAGES})  # type: ignore[arg-type]
+        config = replace(
+            config,
+            stages=tuple(stage for stage in STAGES if stage in request.stages),
+            **{stage: fresh.stage(stage) for stage in new_stages if stage in TRAINED_STAGES},
+        )  # type: ignore[arg-type]
         record = {**record, "request": asdict(request), "plan": asdict(estimate(config, hardware, request.num_workers))}
     if differences:
-        raise UserError(f"run {run.name!r} exists and was asked for otherwise: {'; '.join(differences)}",
-                        "repeat its command to resume it, or give this run another --name")
+        raise UserError(
+            f"run {run.name!r} exists and was asked for otherwise: {'; '.join(differences)}",
+            "repeat its command to resume it, or give this run another --name",
+        )
     check(config, request.num_workers)
     return config, {key: value for key, value in record.items() if key != "config"}
 
@@ -193,8 +255,10 @@ def _check_weights(run: Run, config: RunConfig) -> None:
     first = config.trained_stages[0]
     before = TRAINED_STAGES[TRAINED_STAGES.index(first) - 1]
     if not run.checkpoints(before).exists() and not run.checkpoints(first).exists():
-        raise UserError(f"stage {first} starts from trained weights and run {run.name!r} has none of {before}",
-                        f"add {before} to --stage, or name a run or checkpoint with --from")
+        raise UserError(
+            f"stage {first} starts from trained weights and run {run.name!r} has none of {before}",
+            f"add {before} to --stage, or name a run or checkpoint with --from",
+        )
 
 
 def _show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> None:
@@ -204,17 +268,24 @@ def _show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, 
     console.print(f"{record['hardware']['description']}")
     if device == "cpu":
         console.print("No GPU here: the same stages on a model and data small enough for this CPU.")
-    console.print(f"Model: depth {config.model.depth}, width {config.model.width}, {config.model.num_heads} heads, "
-                  f"context {config.model.max_seq_len}, vocabulary {config.model.vocab_size:,}: {count.total / 1e6:.1f}M parameters "
-                  f"({count.multiplied / 1e6:.1f}M of them multiplied); data {config.data}", soft_wrap=True)
+    console.print(
+        f"Model: depth {config.model.depth}, width {config.model.width}, {config.model.num_heads} heads, "
+        f"context {config.model.max_seq_len}, vocabulary {config.model.vocab_size:,}: "
+        f"{count.total / 1e6:.1f}M parameters "
+        f"({count.multiplied / 1e6:.1f}M of them multiplied); data {config.data}",
+        soft_wrap=True,
+    )
     for reason in record["reasons"]:
         console.print(f"  - {reason}", soft_wrap=True)
     console.print()
     plan = record["plan"]
     show_table(console, plan_table(config, plan))
     total = plan["prepare_s"] + sum(stage["train_s"] + stage["other_s"] for stage in plan["stages"])
-    console.print(f"Estimated: {duration(total)} in all, {plan['memory_bytes'] / 1e9:.1f} GB of memory, "
-                  f"{plan['disk_bytes'] / 1e9:.1f} GB of disk\n", soft_wrap=True)
+    console.print(
+        f"Estimated: {duration(total)} in all, {plan['memory_bytes'] / 1e9:.1f} GB of memory, "
+        f"{plan['disk_bytes'] / 1e9:.1f} GB of disk\n",
+        soft_wrap=True,
+    )
 
 
 class _Stop:
@@ -274,8 +345,11 @@ def _ended(console: Console, run: Run, config: RunConfig, record: dict[str, Any]
 def _show_summary(console: Console, run: Run, config: RunConfig, plan: dict[str, Any]) -> None:
     console.print()
     for prompt, text in conversation(run, config.trained_stages):
-        console.print(f"[bold]{'you' if config.trained_stages[-1] != 'base' else 'prompt'}:[/bold] {prompt}\n"
-                      f"[bold]nanochat:[/bold] {text}", soft_wrap=True)
+        console.print(
+            f"[bold]{'you' if config.trained_stages[-1] != 'base' else 'prompt'}:[/bold] {prompt}\n"
+            f"[bold]nanochat:[/bold] {text}",
+            soft_wrap=True,
+        )
     console.print()
     show_table(console, stage_table(run, plan))
     if scores := score_table(run):
@@ -285,13 +359,14 @@ def _show_summary(console: Console, run: Run, config: RunConfig, plan: dict[str,
     if config.trained_stages:
         console.print(f"Talk to it:  {script}chat.py {run.name}")
     console.print(f"Report:      {run.report_path}", soft_wrap=True)
-    console.print(f"Resume:      the same command; a stage more: {script}run_stage.py --mode {config.mode} --name {run.name} --stage …")
+    console.print("Resume:      the same command, whenever it was stopped")
 
 
 def _git_commit() -> str:
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -23,7 +23,9 @@ def make_console() -> Console:
 
 def show_table(console: Console, table: Table) -> None:
     """A heading and aligned columns."""
-    drawn = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
+    drawn = RichTable(
+        title=table.title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False
+    )
     for column in table.columns:
         drawn.add_column(column, justify="left" if column == table.columns[0] else "right")
     for row in table.rows:
@@ -46,8 +48,14 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
-            self.bar = Progress(TextColumn("{task.description:<5}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-                                TimeRemainingColumn(), console=self.console)
+            self.bar = Progress(
+                TextColumn("{task.description:<5}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
             self.bar.start()
         return self
 
@@ -70,10 +78,13 @@ class Display:
                     self.say(f"{event.stage} {event.step}/{self.total}  val_bpb {val_bpb:.4f}")
             case Saved() if self.bar is None:
                 self.say(f"{event.stage} {event.step}/{self.total}  checkpoint saved")
-            case TasksScored(scores=scores):
-                self.say(f"{event.stage}: {scores['overall']['accuracy']:.0%} of {scores['overall']['count']:.0f} questions right")
+            case TasksScored(scores={"overall": overall}):
+                self.say(f"{event.stage}: {overall['accuracy']:.0%} of {overall['count']:.0f} questions right")
             case StageFinished(result=result):
-                self.say(f"{event.stage} done: {duration(result['train_s'] + result['other_s'])}, val_bpb {result['val_bpb']:.4f}")
+                self.say(
+                    f"{event.stage} done in {duration(result['train_s'] + result['other_s'])}, "
+                    f"val_bpb {result['val_bpb']:.4f}"
+                )
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -85,7 +96,9 @@ class Display:
         if self.bar is None:
             self.say(f"{event.stage}: {event.num_iterations:,} steps of {event.tokens_per_step:,} tokens{resumed}")
         else:
-            self.task = self.bar.add_task(event.stage, total=event.num_iterations, completed=event.step, figures="first step: compiling")
+            self.task = self.bar.add_task(
+                event.stage, total=event.num_iterations, completed=event.step, figures="first step: compiling"
+            )
 
     def _step(self, event: StepDone) -> None:
         self.recent_s = [*self.recent_s[-19:], event.seconds]
@@ -93,7 +106,9 @@ class Display:
         tokens = event.tokens_per_second * event.seconds
         figures = f"loss {event.loss:.3f}  val_bpb {self.val_bpb:.3f}  {tokens / step_s:,.0f} tok/s"
         if event.skipped:
-            self.say(f"[yellow]warning: step {event.step} of {event.stage} had a non-finite loss or gradient and was skipped[/yellow]")
+            self.say(
+                f"[yellow]warning: {event.stage} step {event.step} skipped: loss or gradient not finite[/yellow]"
+            )
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=event.step, figures=figures)
         elif self.clock() - self.last_line >= PLAIN_EVERY_S or event.step == self.total:

@@ -92,21 +92,42 @@ def check(config: RunConfig, num_workers: int = 1) -> None:
     """Raises UserError listing everything that cannot work, each with what to change."""
     problems: list[str] = []
     if config.tokenizer.vocab_size > config.model.vocab_size:
-        problems.append(f"tokenizer.vocab_size {config.tokenizer.vocab_size} is larger than model.vocab_size {config.model.vocab_size}")
+        problems.append(
+            f"tokenizer.vocab_size {config.tokenizer.vocab_size} is larger than "
+            f"model.vocab_size {config.model.vocab_size}"
+        )
     if config.tokenizer.vocab_size < 300:
-        problems.append(f"tokenizer.vocab_size must be at least 300 (256 bytes and the special tokens), not {config.tokenizer.vocab_size}")
+        problems.append(
+            "tokenizer.vocab_size must be at least 300 (256 bytes and the special tokens), "
+            f"not {config.tokenizer.vocab_size}"
+        )
     if config.compute_dtype not in DTYPES:
         problems.append(f"compute_dtype must be one of {', '.join(DTYPES)}, not {config.compute_dtype!r}")
     for name in config.trained_stages:
-        problems += [f"{name}.{problem}" for problem in _stage_problems(config.stage(name), config.model.max_seq_len, num_workers)]
+        problems += [
+            f"{name}.{problem}"
+            for problem in _stage_problems(config.stage(name), config.model.max_seq_len, num_workers)
+        ]
     if problems:
-        raise UserError("this configuration cannot work: " + "; ".join(problems), "change the flag or --set key named above")
+        raise UserError(
+            "this configuration cannot work: " + "; ".join(problems), "change the flag or --set key named above"
+        )
 
 
 def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[str]:
-    found = [f"{field} must be at least {least}, not {getattr(stage, field)}" for field, least in (
-        ("num_iterations", 1), ("total_batch_size", 1), ("device_batch_size", 1), ("eval_every", 1),
-        ("eval_tokens", 1), ("eval_questions", 0), ("checkpoint_every", 1)) if getattr(stage, field) < least]
+    found = [
+        f"{field} must be at least {least}, not {getattr(stage, field)}"
+        for field, least in (
+            ("num_iterations", 1),
+            ("total_batch_size", 1),
+            ("device_batch_size", 1),
+            ("eval_every", 1),
+            ("eval_tokens", 1),
+            ("eval_questions", 0),
+            ("checkpoint_every", 1),
+        )
+        if getattr(stage, field) < least
+    ]
     if stage.lr_multiplier <= 0:
         found.append(f"lr_multiplier must be positive, not {stage.lr_multiplier}")
     if stage.packing not in PACKINGS:
@@ -116,9 +137,11 @@ def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[
     if micro > 0 and stage.total_batch_size % micro:
         nearest = max(round(stage.total_batch_size / micro), 1) * micro
         found.append(
-            f"total_batch_size {stage.total_batch_size:,} does not divide into device_batch_size {stage.device_batch_size} "
+            f"total_batch_size {stage.total_batch_size:,} does not divide into "
+            f"device_batch_size {stage.device_batch_size} "
             f"x max_seq_len {seq_len} x {num_workers} worker{'s' * (num_workers > 1)} = {micro:,} tokens; "
-            f"the nearest that does is --total-batch-size {nearest}")
+            f"the nearest that does is --total-batch-size {nearest}"
+        )
     return found
 
 
@@ -154,7 +177,9 @@ def override(config: RunConfig, assignments: typing.Sequence[str]) -> RunConfig:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise UserError("; ".join(problems), "keys are dotted names such as base.num_iterations or model.window_pattern")
+        raise UserError(
+            "; ".join(problems), "keys are dotted names such as base.num_iterations or model.window_pattern"
+        )
     return config
 
 
@@ -162,11 +187,16 @@ def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:
     names = [field.name for field in dataclasses.fields(config)]
     if path[0] not in names:
         close = difflib.get_close_matches(path[0], names, 1)
-        raise ValueError(f"--set {key}: there is no {path[0]!r}" + (f"; did you mean {close[0]!r}?" if close else f" (there are {', '.join(names)})"))
+        raise ValueError(
+            f"--set {key}: there is no {path[0]!r}"
+            + (f"; did you mean {close[0]!r}?" if close else f" (there are {', '.join(names)})")
+        )
     current = getattr(config, path[0])
     if dataclasses.is_dataclass(current):
         if len(path) == 1:
-            raise ValueError(f"--set {key}: name one of its fields, such as {key}.{dataclasses.fields(current)[0].name}")
+            raise ValueError(
+                f"--set {key}: name one of its fields, such as {key}.{dataclasses.fields(current)[0].name}"
+            )
         value = _replaced(current, path[1:], text, key)
     elif len(path) > 1:
         raise ValueError(f"--set {key}: {path[0]!r} has no parts")

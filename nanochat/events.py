@@ -99,8 +99,9 @@ class StageFinished(Event):
 
 
 Sink = Callable[[Event], None]
-KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (
-    Note, StageStarted, StepDone, Validated, Sampled, Saved, TasksScored, StageFinished)}
+KINDS: dict[str, type[Event]] = {
+    kind.kind: kind for kind in (Note, StageStarted, StepDone, Validated, Sampled, Saved, TasksScored, StageFinished)
+}
 
 
 def to_json(event: Event) -> str:

@@ -37,18 +37,45 @@ def stage_table(run: Run, plan: dict[str, Any]) -> Table:
     expected = {stage["stage"]: stage for stage in plan["stages"]}
     rows: list[Row] = []
     if made := results.get("tokenizer"):
-        rows.append(("tokenizer", "", f"{made['characters'] / 1e6:.1f}M characters", duration(made["seconds"]), "", "", "", ""))
+        rows.append(
+            ("tokenizer", "", f"{made['characters'] / 1e6:.1f}M characters", duration(made["seconds"]), "", "", "", "")
+        )
     for stage, result in results.items():
         if stage == "tokenizer":
             continue
         guess = expected.get(stage)
         seconds = result["train_s"] + result["other_s"]
-        time = duration(seconds) if guess is None else f"{duration(guess['train_s'] + guess['other_s'])} -> {duration(seconds)}"
-        rows.append((stage, f"{result['iterations']:,}", f"{result['tokens']:,}", time, f"{result['tokens_per_second']:,.0f}",
-                     f"{result['peak_share']:.0%}", f"{result['first_val_bpb']:.3f} -> {result['val_bpb']:.3f}",
-                     f"{plan['memory_bytes'] / 1e9:.1f} -> {result['peak_memory_bytes'] / 1e9:.1f} GB"))
-    return Table("Stages", ("stage", "iterations", "tokens", "time: estimate -> measured", "tok/s", "of matmul peak",
-                            "val_bpb: start -> end", "memory: estimate -> measured"), tuple(rows))
+        time = (
+            duration(seconds)
+            if guess is None
+            else f"{duration(guess['train_s'] + guess['other_s'])} -> {duration(seconds)}"
+        )
+        rows.append(
+            (
+                stage,
+                f"{result['iterations']:,}",
+                f"{result['tokens']:,}",
+                time,
+                f"{result['tokens_per_second']:,.0f}",
+                f"{result['peak_share']:.0%}",
+                f"{result['first_val_bpb']:.3f} -> {result['val_bpb']:.3f}",
+                f"{plan['memory_bytes'] / 1e9:.1f} -> {result['peak_memory_bytes'] / 1e9:.1f} GB",
+            )
+        )
+    return Table(
+        "Stages",
+        (
+            "stage",
+            "iterations",
+            "tokens",
+            "time: estimate -> measured",
+            "tok/s",
+            "of matmul peak",
+            "val_bpb: start -> end",
+            "memory: estimate -> measured",
+        ),
+        tuple(rows),
+    )
 
 
 def score_table(run: Run) -> Table | None:
@@ -56,15 +83,19 @@ def score_table(run: Run) -> Table | None:
     asked = [result for result in run.results().values() if result.get("scores")]
     if not asked:
         return None
-    rows = tuple((skill, f"{score['accuracy']:.0%}", f"{score['chance']:.0%}", f"{score['count']:.0f}")
-                 for skill, score in asked[-1]["scores"].items())
+    rows = tuple(
+        (skill, f"{score['accuracy']:.0%}", f"{score['chance']:.0%}", f"{score['count']:.0f}")
+        for skill, score in asked[-1]["scores"].items()
+    )
     return Table(f"Task accuracies after {asked[-1]['stage']}", ("skill", "accuracy", "chance", "questions"), rows)
 
 
 def conversation(run: Run, stages: tuple[str, ...]) -> list[tuple[str, str]]:
     """The latest questions and answers that the last stage recorded."""
     for stage in reversed(stages):
-        samples = {event.prompt: event.text for event in read_events(run.directory, stage) if isinstance(event, Sampled)}
+        samples = {
+            event.prompt: event.text for event in read_events(run.directory, stage) if isinstance(event, Sampled)
+        }
         if samples:
             return list(samples.items())
     return []
@@ -73,21 +104,37 @@ def conversation(run: Run, stages: tuple[str, ...]) -> list[tuple[str, str]]:
 def plan_table(config: RunConfig, plan: dict[str, Any]) -> Table:
     """What is about to be done, and its estimated cost."""
     rows = [("prepare", "", "", "", duration(plan["prepare_s"]))]
-    rows += [(stage["stage"], f"{stage['iterations']:,}", f"{config.stage(stage['stage']).total_batch_size:,}",
-              f"{stage['flops']:.2e}", duration(stage["train_s"] + stage["other_s"])) for stage in plan["stages"]]
-    return Table("Plan (all figures are estimates)", ("stage", "iterations", "tokens a step", "FLOPs", "time"), tuple(rows))
+    rows += [
+        (
+            stage["stage"],
+            f"{stage['iterations']:,}",
+            f"{config.stage(stage['stage']).total_batch_size:,}",
+            f"{stage['flops']:.2e}",
+            duration(stage["train_s"] + stage["other_s"]),
+        )
+        for stage in plan["stages"]
+    ]
+    return Table(
+        "Plan (all figures are estimates)", ("stage", "iterations", "tokens a step", "FLOPs", "time"), tuple(rows)
+    )
 
 
 def write_report(run: Run) -> None:
     """`report.md`: how the run was configured, what it cost and how good it is."""
     record, config = run.record(), run.config()
-    parts = [f"# Run {run.name}\n", f"Mode {config.mode}, data {config.data}, seed {config.seed}, depth {config.model.depth}, "
-             f"on {record['hardware']['description']}.\n", stage_table(run, record["plan"]).markdown()]
+    parts = [
+        f"# Run {run.name}\n",
+        f"Mode {config.mode}, data {config.data}, seed {config.seed}, depth {config.model.depth}, "
+        f"on {record['hardware']['description']}.\n",
+        stage_table(run, record["plan"]).markdown(),
+    ]
     if scores := score_table(run):
         parts.append(scores.markdown())
     if said := conversation(run, config.trained_stages):
         parts.append("## Conversation\n\n" + "\n".join(f"> **{prompt}**\n>\n> {text}\n" for prompt, text in said))
     parts.append(plan_table(config, record["plan"]).markdown())
     parts.append("## Choices\n\n" + "\n".join(f"- {reason}" for reason in record["reasons"]) + "\n")
-    parts.append("## Environment\n\n" + "\n".join(f"- {name} {version}" for name, version in record["versions"].items()) + "\n")
+    parts.append(
+        "## Environment\n\n" + "\n".join(f"- {name} {version}" for name, version in record["versions"].items()) + "\n"
+    )
     run.report_path.write_text("\n".join(parts), encoding="utf-8")

@@ -4,10 +4,11 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from nanochat.config import RunConfig, from_dict, to_dict
 from nanochat.errors import UserError
@@ -77,13 +78,17 @@ class Run:
         try:
             return from_dict(RunConfig, self.record()["config"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.record_path} was not written by this version: {error}",
-                            "start the run under another --name") from None
+            raise UserError(
+                f"{self.record_path} was not written by this version: {error}", "start the run under another --name"
+            ) from None
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Measured records of the finished stages, by stage."""
-        return {stage: _read_json(path) for stage in ("tokenizer", "base", "mid", "sft")
-                if (path := self.result_path(stage)).exists()}
+        return {
+            stage: _read_json(path)
+            for stage in ("tokenizer", "base", "mid", "sft")
+            if (path := self.result_path(stage)).exists()
+        }
 
     def status(self) -> Status | None:
         path = self.directory / "status.json"
@@ -123,8 +128,10 @@ class Run:
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
                         file.seek(0)
-                        raise UserError(f"run {self.name!r} is in use by process {file.read().strip() or '?'}",
-                                        "wait for it, stop it with Ctrl-C, or give this run another --name") from None
+                        raise UserError(
+                            f"run {self.name!r} is in use by process {file.read().strip() or '?'}",
+                            "wait for it, stop it with Ctrl-C, or give this run another --name",
+                        ) from None
                     time.sleep(0.2)
             file.truncate(0)
             file.write(str(os.getpid()))

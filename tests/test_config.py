@@ -13,16 +13,37 @@ from nanochat.optim.schedule import Schedule
 
 def make_config(**changes: object) -> RunConfig:
     stage = StageConfig(10, 1024, 2, Schedule())
-    config = RunConfig("demo", "tinyworld", 0, ("tokenizer", "base"), "", ModelConfig.from_depth(2, 512, 64),
-                       TokenizerConfig(512), stage, stage, stage, "float32", False, "sdpa")
+    config = RunConfig(
+        "demo",
+        "tinyworld",
+        0,
+        ("tokenizer", "base"),
+        "",
+        ModelConfig.from_depth(2, 512, 64),
+        TokenizerConfig(512),
+        stage,
+        stage,
+        stage,
+        "float32",
+        False,
+        "sdpa",
+    )
     return dataclasses.replace(config, **changes)
 
 
-@given(depth=st.integers(1, 30), iterations=st.integers(1, 10**6), warmdown=st.floats(0, 1), classic=st.booleans(),
-       stages=st.lists(st.sampled_from(["tokenizer", "base", "mid", "sft"]), unique=True))
+@given(
+    depth=st.integers(1, 30),
+    iterations=st.integers(1, 10**6),
+    warmdown=st.floats(0, 1),
+    classic=st.booleans(),
+    stages=st.lists(st.sampled_from(["tokenizer", "base", "mid", "sft"]), unique=True),
+)
 def test_json_round_trip_is_exact(depth, iterations, warmdown, classic, stages):
-    config = make_config(model=ModelConfig.from_depth(depth, 512, 64, classic=classic), stages=tuple(stages),
-                         mid=StageConfig(iterations, 1024, 2, Schedule(warmdown=warmdown)))
+    config = make_config(
+        model=ModelConfig.from_depth(depth, 512, 64, classic=classic),
+        stages=tuple(stages),
+        mid=StageConfig(iterations, 1024, 2, Schedule(warmdown=warmdown)),
+    )
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
@@ -42,8 +63,16 @@ def test_override_sets_exactly_the_named_field(value):
 
 
 def test_override_takes_every_type():
-    changed = override(make_config(), ["compile=true", "sft.schedule.warmdown=0.25", "model.window_pattern=SSSL",
-                                       "base.total_batch_size=524_288", "stages=base,mid"])
+    changed = override(
+        make_config(),
+        [
+            "compile=true",
+            "sft.schedule.warmdown=0.25",
+            "model.window_pattern=SSSL",
+            "base.total_batch_size=524_288",
+            "stages=base,mid",
+        ],
+    )
     assert changed.compile is True
     assert changed.sft.schedule.warmdown == 0.25
     assert changed.model.window_pattern == "SSSL"
@@ -55,8 +84,14 @@ def test_all_wrong_overrides_are_told_together():
     wrong = ["base.num_iteration=5", "nonsense", "compile=perhaps", "base=3", "seed.x=1", "mid.num_iterations=ten"]
     with pytest.raises(UserError) as caught:
         override(make_config(), wrong)
-    for part in ("did you mean 'num_iterations'", "key=value", "neither true nor false", "name one of its fields",
-                 "has no parts", "not a whole number"):
+    for part in (
+        "did you mean 'num_iterations'",
+        "key=value",
+        "neither true nor false",
+        "name one of its fields",
+        "has no parts",
+        "not a whole number",
+    ):
         assert part in caught.value.message
 
 
@@ -66,8 +101,11 @@ def test_impossible_architecture_is_told_with_its_key():
 
 
 def test_check_lists_every_problem():
-    config = make_config(tokenizer=TokenizerConfig(100), compute_dtype="int4",
-                         base=StageConfig(0, 1024, 2, Schedule(warmup=0.8, warmdown=0.8), lr_multiplier=-1, packing="loose"))
+    config = make_config(
+        tokenizer=TokenizerConfig(100),
+        compute_dtype="int4",
+        base=StageConfig(0, 1024, 2, Schedule(warmup=0.8, warmdown=0.8), lr_multiplier=-1, packing="loose"),
+    )
     with pytest.raises(UserError) as caught:
         check(config)
     for part in ("at least 300", "int4", "base.num_iterations", "overlap", "lr_multiplier", "loose"):

@@ -36,20 +36,31 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_core_imports_no_executor_and_prints_nothing(path):
     assert not {name.split(".")[0] for name in imported(path)} & FORBIDDEN
-    calls = {node.func.id for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not calls & {"print", "eval", "exec", "input"}
 
 
 @pytest.mark.parametrize("package", BELOW)
 def test_packages_import_only_what_is_below_them(package):
-    siblings = {name.split(".")[1] for path in (ROOT / "nanochat" / package).rglob("*.py") for name in imported(path)
-                if name.startswith("nanochat.")}
+    siblings = {
+        name.split(".")[1]
+        for path in (ROOT / "nanochat" / package).rglob("*.py")
+        for name in imported(path)
+        if name.startswith("nanochat.")
+    }
     assert siblings & BELOW.keys() <= BELOW[package] | {package}
 
 
 def test_only_two_files_import_ray():
-    users = {path.name for path in (ROOT / "experiments").rglob("*.py") if any(name.split(".")[0] == "ray" for name in imported(path))}
+    users = {
+        path.name
+        for path in (ROOT / "experiments").rglob("*.py")
+        if any(name.split(".")[0] == "ray" for name in imported(path))
+    }
     assert users <= {"cluster.py", "ray_train.py"}
 
 

@@ -32,31 +32,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train the demo's model with each packing and print val_bpb beside what the packing wastes."""
     torch.use_deterministic_algorithms(True)
-    config = resolve(Request(data=args.data, max_seq_len=args.max_seq_len, total_batch_size=args.batch_tokens), detect_hardware(),
-                     compiler=None).config
+    config = resolve(
+        Request(data=args.data, max_seq_len=args.max_seq_len, total_batch_size=args.batch_tokens),
+        detect_hardware(),
+        compiler=None,
+    ).config
     sources = open_sources(args.data, cache_directory())
     tokenizer = Tokenizer.train(sources.tokenizer_texts(20_000_000), config.tokenizer.vocab_size)
     sizes = torch.from_numpy(tokenizer.token_bytes()).long()
     split = ("all", "all") if sources.base_val else ("train", "val")
-    print(f"{args.data}: {args.steps} steps of {args.batch_tokens} tokens, rows of {args.max_seq_len}; val_bpb on stream-packed and best-fit rows")
+    print(f"{args.data}: {args.steps} steps of {args.batch_tokens} tokens, rows of {args.max_seq_len}")
     with tempfile.TemporaryDirectory() as scratch:
+
         def build(files: tuple[Path, ...], part: str, packing: str):
-            return build_text_shards(files, tokenizer, Path(scratch) / "shards", split=part, row_tokens=args.max_seq_len, packing=packing)
+            return build_text_shards(
+                files, tokenizer, Path(scratch) / "shards", split=part, row_tokens=args.max_seq_len, packing=packing
+            )
 
         val = {packing: build(sources.base_val or sources.base_train, split[1], packing) for packing in PACKINGS}
         for packing in PACKINGS:
             train = build(sources.base_train, split[0], packing)
             for seed in range(args.seeds):
-                stage = replace(config.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps)
+                stage = replace(
+                    config.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps
+                )
                 trainee = build_trainee(replace(config, seed=seed, base=stage), torch.device("cpu"))
 
                 def bpb(rows: str, model=trainee.model) -> float:
-                    return bits_per_byte(model, val[rows], sizes, max_tokens=40_960, rows_per_batch=8, workers=Workers())
+                    return bits_per_byte(
+                        model, val[rows], sizes, max_tokens=40_960, rows_per_batch=8, workers=Workers()
+                    )
 
                 store = CheckpointStore(Path(scratch) / packing / str(seed))
                 around = Surroundings(Workers(), store, lambda event: None, lambda: 0.0, lambda: False, {}, 1.0)
-                result = train_stage("base", stage, trainee, Batches(train, args.batch_tokens // args.max_seq_len, seed), around, None)
-                print(f"{packing:9s} seed {seed}  lost {train.lost_fraction:.2%}  padded {train.padded_fraction:.2%}  "
-                      f"{result.tokens_per_second:,.0f} tok/s  val_bpb {bpb('stream'):.4f} (stream rows) {bpb('best_fit'):.4f} (best-fit rows)",
-                      flush=True)
+                result = train_stage(
+                    "base", stage, trainee, Batches(train, args.batch_tokens // args.max_seq_len, seed), around, None
+                )
+                print(
+                    f"{packing:9s} seed {seed}  lost {train.lost_fraction:.2%}  padded {train.padded_fraction:.2%}  "
+                    f"{result.tokens_per_second:,.0f} tok/s  "
+                    f"val_bpb {bpb('stream'):.4f} on stream rows, {bpb('best_fit'):.4f} on best-fit rows",
+                    flush=True,
+                )
     return 0

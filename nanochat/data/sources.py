@@ -32,7 +32,9 @@ class Sources:
         """Training text for the tokenizer: documents and conversations in turn, never validation text."""
         documents = (text for text in read_documents(self.base_train) if self.base_val or not is_validation(text))
         left = max_chars
-        conversations = (_text_of(messages) for path in self.chat_train.values() for messages in read_conversations(path))
+        conversations = (
+            _text_of(messages) for path in self.chat_train.values() for messages in read_conversations(path)
+        )
         for text in _alternate(documents, conversations):
             if left <= 0:
                 return
@@ -54,14 +56,20 @@ def open_sources(data: str, cache: Path) -> Sources:
         train, val = (tuple(sorted((world / "base").glob(f"{split}_*.parquet"))) for split in ("train", "val"))
     else:
         train, val = tuple(find_documents(Path(data))), ()
-    return Sources(train, val, {stage: path / "train.jsonl" for stage, path in chat.items()},
-                   {stage: path / "val.jsonl" for stage, path in chat.items()}, world / "questions.jsonl")
+    return Sources(
+        train,
+        val,
+        {stage: path / "train.jsonl" for stage, path in chat.items()},
+        {stage: path / "val.jsonl" for stage, path in chat.items()},
+        world / "questions.jsonl",
+    )
 
 
 def _text_of(messages: list[dict]) -> str:
     contents = (message["content"] for message in messages)
-    return "\n".join(content if isinstance(content, str) else "".join(part["text"] for part in content)
-                     for content in contents)
+    return "\n".join(
+        content if isinstance(content, str) else "".join(part["text"] for part in content) for content in contents
+    )
 
 
 def _alternate(first: Iterator[str], second: Iterator[str]) -> Iterator[str]:

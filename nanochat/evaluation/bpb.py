@@ -16,8 +16,15 @@ class NoTargets(ValueError):
 
 
 @torch.no_grad()
-def bits_per_byte(model: Transformer, dataset: TokenDataset, token_bytes: torch.Tensor, *, max_tokens: int,
-                  rows_per_batch: int, workers: Workers) -> float:
+def bits_per_byte(
+    model: Transformer,
+    dataset: TokenDataset,
+    token_bytes: torch.Tensor,
+    *,
+    max_tokens: int,
+    rows_per_batch: int,
+    workers: Workers,
+) -> float:
     """Loss in bits over the UTF-8 bytes of the targets, on the first rows of `dataset`, shared over the workers.
 
     Special tokens have no bytes: neither their loss nor their length counts.
@@ -40,4 +47,3 @@ def bits_per_byte(model: Transformer, dataset: TokenDataset, token_bytes: torch.
     if not total_bytes:
         raise NoTargets("the validation rows hold no text to predict")
     return nats / math.log(2) / total_bytes
-

@@ -38,9 +38,16 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 0.0,
-                 top_k: int | None = None, seed: int = 0, stop_ids: Sequence[int] | None = None
-                 ) -> Iterator[list[Token]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+    ) -> Iterator[list[Token]]:
         """Continue every prompt; yields each step's tokens, one for each row that goes on, in no certain order.
 
         A row ends, without yielding it, at a stop token (by default `<|assistant_end|>` and `<|bos|>`), after
@@ -76,12 +83,21 @@ class Engine:
             rows, cache, uniform = _close_gaps(rows, cache, uniform)
             hidden = self._feed([row.last for row in rows], cache, min(longest + step + 1, context))
 
-    def complete(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 0.0,
-                 top_k: int | None = None, seed: int = 0, stop_ids: Sequence[int] | None = None) -> list[list[int]]:
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[list[int]]:
         """The continuation of every prompt, as `generate` makes it, stop tokens left out."""
         found: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                                    seed=seed, stop_ids=stop_ids):
+        for tokens in self.generate(
+            prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed, stop_ids=stop_ids
+        ):
             for token in tokens:
                 found[token.row].append(token.id)
         return found

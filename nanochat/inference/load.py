@@ -21,8 +21,10 @@ def find_run(name_or_path: str, runs_dir: Path) -> Path:
         if name_or_path and path.is_dir():
             return path
     runs = sorted(path.name for path in runs_dir.iterdir() if path.is_dir()) if runs_dir.is_dir() else []
-    raise UserError(f"there is no run {name_or_path!r} in {runs_dir}",
-                    f"runs there: {', '.join(runs)}" if runs else "there is none: experiments/run_stage.py makes one")
+    raise UserError(
+        f"there is no run {name_or_path!r} in {runs_dir}",
+        f"runs there: {', '.join(runs)}" if runs else "there is none: experiments/run_stage.py makes one",
+    )
 
 
 def newest_checkpoint(run_dir: Path, stage: str | None = None, *, warn: Callable[[str], None]) -> Path:
@@ -48,11 +50,15 @@ def load_model(checkpoint_path: Path, device: torch.device | str, dtype: torch.d
     config = _model_config(checkpoint.path, checkpoint.state)
     tokenizer = Tokenizer.load(checkpoint.path.resolve().parents[2] / "tokenizer")
     if checkpoint.state.get("tokenizer") != tokenizer.fingerprint:
-        raise UserError(f"checkpoint {checkpoint.path} was trained with another tokenizer than the one of its run",
-                        "restore the run's tokenizer directory, or train again under a new name")
+        raise UserError(
+            f"checkpoint {checkpoint.path} was trained with another tokenizer than the one of its run",
+            "restore the run's tokenizer directory, or train again under a new name",
+        )
     if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"checkpoint {checkpoint.path} has a vocabulary of {config.vocab_size}, "
-                        f"its tokenizer one of {tokenizer.vocab_size}")
+        raise UserError(
+            f"checkpoint {checkpoint.path} has a vocabulary of {config.vocab_size}, "
+            f"its tokenizer one of {tokenizer.vocab_size}"
+        )
     model = Transformer(config, compute_dtype=dtype)
     weights = checkpoint.tensors("model")
     if problems := _mismatches(dict(model.named_parameters()), weights):
@@ -71,8 +77,10 @@ def _model_config(path: Path, state: dict[str, Any]) -> ModelConfig:
     except KeyError as error:
         raise UserError(f"checkpoint {path} does not say what its model is: its state has no {error}") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {path} describes a model this program cannot build: {error}",
-                        "it may be from another version of this program") from error
+        raise UserError(
+            f"checkpoint {path} describes a model this program cannot build: {error}",
+            "it may be from another version of this program",
+        ) from error
 
 
 def _mismatches(expected: dict[str, torch.nn.Parameter], found: dict[str, Tensor]) -> list[str]:
@@ -80,4 +88,6 @@ def _mismatches(expected: dict[str, torch.nn.Parameter], found: dict[str, Tensor
     problems = [f"{name} is missing" for name in missing] + [f"{name} is not part of the model" for name in unknown]
     return problems + [
         f"{name} has shape {tuple(found[name].shape)} instead of {tuple(parameter.shape)}"
-        for name, parameter in expected.items() if name in found and found[name].shape != parameter.shape]
+        for name, parameter in expected.items()
+        if name in found and found[name].shape != parameter.shape
+    ]

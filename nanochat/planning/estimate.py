@@ -103,14 +103,32 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Pla
         evaluating = evaluations * stage.eval_tokens / stage.total_batch_size * per_step / 2
         answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
         compiling = COMPILE_S[device] if config.compile and index == 0 else 0.0
-        stages.append(StageEstimate(name, stage.num_iterations, tokens, flops, stage.num_iterations * per_step,
-                                    evaluating + answering + compiling))
+        stages.append(
+            StageEstimate(
+                name,
+                stage.num_iterations,
+                tokens,
+                flops,
+                stage.num_iterations * per_step,
+                evaluating + answering + compiling,
+            )
+        )
     chars = min(config.tokenizer.max_chars, 20_000_000 if config.data == "tinyworld" else config.tokenizer.max_chars)
     train_chars = sum(stage.tokens for stage in stages) * CHARS_PER_TOKEN
-    prepare_s = (START_S[device] + chars / TOKENIZER_CHARS_PER_S + (TINYWORLD_S if config.data == "tinyworld" else 0.0)
-                 + train_chars / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count)
+    prepare_s = (
+        START_S[device]
+        + chars / TOKENIZER_CHARS_PER_S
+        + (TINYWORLD_S if config.data == "tinyworld" else 0.0)
+        + train_chars / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
+    )
     widest = max((config.stage(name).device_batch_size for name in config.trained_stages), default=1)
-    saved = sum(min(config.keep_checkpoints, stage.iterations // config.stage(stage.stage).checkpoint_every + 1) + 1
-                for stage in stages)
-    return Plan(prepare_s, tuple(stages), train_memory_bytes(config.model, widest, config.compute_dtype, device),
-                round(saved * checkpoint_bytes(config.model) + 3 * train_chars))
+    saved = sum(
+        min(config.keep_checkpoints, stage.iterations // config.stage(stage.stage).checkpoint_every + 1) + 1
+        for stage in stages
+    )
+    return Plan(
+        prepare_s,
+        tuple(stages),
+        train_memory_bytes(config.model, widest, config.compute_dtype, device),
+        round(saved * checkpoint_bytes(config.model) + 3 * train_chars),
+    )

@@ -37,7 +37,9 @@ class Hardware:
 
 
 # For planning without the hardware at hand; peaks are the dense figures of NVIDIA's A100 data sheet.
-A100_40GB = Hardware("NVIDIA A100 40GB", "cuda", 1, 12, 40 * 10**9, {"bfloat16": 312e12, "float32": 19.5e12}, measured=False)
+A100_40GB = Hardware(
+    "NVIDIA A100 40GB", "cuda", 1, 12, 40 * 10**9, {"bfloat16": 312e12, "float32": 19.5e12}, measured=False
+)
 
 
 def usable_cpus() -> int:
@@ -49,8 +51,14 @@ def detect_hardware() -> Hardware:
     """The machine this process runs on. Takes about a second, most of it timing matrix products."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Hardware(properties.name, "cuda", torch.cuda.device_count(), usable_cpus(), properties.total_memory,
-                        measure_peaks("cuda"))
+        return Hardware(
+            properties.name,
+            "cuda",
+            torch.cuda.device_count(),
+            usable_cpus(),
+            properties.total_memory,
+            measure_peaks("cuda"),
+        )
     return Hardware(_cpu_name(), "cpu", 1, usable_cpus(), psutil.virtual_memory().total, measure_peaks("cpu"))
 
 
@@ -65,8 +73,10 @@ def _cpu_name() -> str:
 
 def measure_peaks(device_type: str) -> dict[str, float]:
     """Operations a second of a square matrix product by dtype; the best of a few, after one to warm up."""
-    return {name: _matmul_flops(dtype, device_type)
-            for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    return {
+        name: _matmul_flops(dtype, device_type)
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
 
 
 def _matmul_flops(dtype: torch.dtype, device_type: str, repeats: int = 6) -> float:

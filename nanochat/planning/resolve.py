@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from nanochat.config import STAGES, RunConfig, StageConfig, TokenizerConfig, check, override
 from nanochat.errors import UserError
@@ -38,9 +39,11 @@ class Request:
 
     def differences(self, other: "Request") -> list[str]:
         """What another request asks for differently. The number of workers may change from one start to the next."""
-        return [f"--{field.name.replace('_', '-')} {getattr(self, field.name)!r} -> {getattr(other, field.name)!r}"
-                for field in fields(self)
-                if field.name != "num_workers" and getattr(self, field.name) != getattr(other, field.name)]
+        return [
+            f"--{field.name.replace('_', '-')} {getattr(self, field.name)!r} -> {getattr(other, field.name)!r}"
+            for field in fields(self)
+            if field.name != "num_workers" and getattr(self, field.name) != getattr(other, field.name)
+        ]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Resolved:
     reasons: tuple[str, ...]
 
 
-def resolve(request: Request, hardware: Hardware, *, compiler: str | None, start_model: ModelConfig | None = None) -> Resolved:
+def resolve(
+    request: Request, hardware: Hardware, *, compiler: str | None, start_model: ModelConfig | None = None
+) -> Resolved:
     """The configuration of a request on some hardware.
 
     Args:
@@ -75,28 +80,47 @@ def resolve(request: Request, hardware: Hardware, *, compiler: str | None, start
     say(f"attention {attention}: {why}")
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
     config = RunConfig(
-        mode=request.mode, data=request.data, seed=request.seed, stages=request.stages, start_from=request.start_from,
-        model=model, tokenizer=TokenizerConfig(model.vocab_size, size.tokenizer_chars), base=stage, mid=stage, sft=stage,
-        compute_dtype=dtype, compile=compiled, attention=attention)
+        mode=request.mode,
+        data=request.data,
+        seed=request.seed,
+        stages=request.stages,
+        start_from=request.start_from,
+        model=model,
+        tokenizer=TokenizerConfig(model.vocab_size, size.tokenizer_chars),
+        base=stage,
+        mid=stage,
+        sft=stage,
+        compute_dtype=dtype,
+        compile=compiled,
+        attention=attention,
+    )
     batch = _total_batch(request, size, config, iterations, hardware, say)
     rows = _device_batch(request, size, model, batch, dtype, hardware, say)
-    config = _with_stages(config, iterations, batch, rows, on_cpu=hardware.device_type == "cpu")
+    config = _with_stages(config, iterations, batch, rows, size.lr_multiplier, on_cpu=hardware.device_type == "cpu")
+    if size.lr_multiplier != 1:
+        say(f"lr_multiplier {size.lr_multiplier:g}: the scaling rules ask for too little at batches this small")
     config = override(config, request.assignments)
     check(config, request.num_workers)
     _check_memory(config, hardware)
     return Resolved(config, tuple(reasons))
 
 
-def _model(request: Request, size: Size, hardware: Hardware, start_model: ModelConfig | None,
-           say: Callable[[str], None]) -> ModelConfig:
+def _model(
+    request: Request, size: Size, hardware: Hardware, start_model: ModelConfig | None, say: Callable[[str], None]
+) -> ModelConfig:
     if start_model is not None:
         if request.depth not in (None, start_model.depth):
-            raise UserError(f"--depth {request.depth} differs from the depth {start_model.depth} of --from {request.start_from}",
-                            "leave --depth out")
+            raise UserError(
+                f"--depth {request.depth} differs from the depth {start_model.depth} of --from {request.start_from}",
+                "leave --depth out",
+            )
         say(f"depth {start_model.depth}: that of {request.start_from}")
         return replace(start_model, max_seq_len=request.max_seq_len or start_model.max_seq_len)
-    problems = [f"--{name} must be at least {least}, not {value}" for name, value, least in (
-        ("depth", request.depth, 1), ("max-seq-len", request.max_seq_len, 16)) if value is not None and value < least]
+    problems = [
+        f"--{name} must be at least {least}, not {value}"
+        for name, value, least in (("depth", request.depth, 1), ("max-seq-len", request.max_seq_len, 16))
+        if value is not None and value < least
+    ]
     if problems:
         raise UserError("; ".join(problems), "leave the flag out to have it chosen")
     depth = request.depth or size.depth
@@ -114,41 +138,59 @@ def _iterations(request: Request, model: ModelConfig, say: Callable[[str], None]
         tokens = optimal_tokens(model)
         batch = request.total_batch_size or optimal_batch_tokens(tokens)
         base = max(round(tokens / batch), 1)
-        say(f"base: {base:,} iterations of {batch:,} tokens: {tokens / 1e9:.2f}B tokens, 10.5 for each parameter of matrices and head")
+        say(
+            f"base: {base:,} iterations of {batch:,} tokens: {tokens / 1e9:.2f}B tokens, "
+            "10.5 for each parameter of matrices and head"
+        )
     iterations = {"base": base, "mid": mode.mid_iterations, "sft": mode.sft_iterations}
     if request.num_iterations is not None:
         chosen = [stage for stage in request.stages if stage in iterations]
         if request.num_iterations < 1:
-            raise UserError(f"--num-iterations must be at least 1, not {request.num_iterations}", "leave it out for the mode's own")
+            raise UserError(
+                f"--num-iterations must be at least 1, not {request.num_iterations}", "leave it out for the mode's own"
+            )
         if len(chosen) != 1:
-            raise UserError("--num-iterations is the number of one stage, and this run trains "
-                            + (" and ".join(chosen) or "none"),
-                            "choose the stage with --stage, or write --set base.num_iterations=…")
+            raise UserError(
+                "--num-iterations is the number of one stage, and this run trains " + (" and ".join(chosen) or "none"),
+                "choose the stage with --stage, or write --set base.num_iterations=…",
+            )
         iterations[chosen[0]] = request.num_iterations
         say(f"{chosen[0]}: {request.num_iterations:,} iterations, as asked for")
     return iterations
 
 
-def _compile(request: Request, hardware: Hardware, compiler: str | None, steps: int, say: Callable[[str], None]) -> bool:
+def _compile(
+    request: Request, hardware: Hardware, compiler: str | None, steps: int, say: Callable[[str], None]
+) -> bool:
     if request.compile == "off":
         say("torch.compile off, as asked for")
         return False
     if hardware.device_type == "cpu" and compiler is None:
         if request.compile == "on":
-            raise UserError("--compile on needs a C++ compiler and none was found", "install g++, or use --compile auto")
+            raise UserError(
+                "--compile on needs a C++ compiler and none was found", "install g++, or use --compile auto"
+            )
         say("torch.compile off: there is no C++ compiler here (g++ would make training about 1.5 times as fast)")
         return False
     if request.compile == "on":
         say("torch.compile on, as asked for")
         return True
     worth = steps >= COMPILE_REPAYS_AFTER
-    say(f"torch.compile {'on' if worth else 'off'}: {steps:,} steps "
-        f"{'repay' if worth else 'would not repay'} compiling, which takes about {COMPILE_REPAYS_AFTER} steps to do")
+    say(
+        f"torch.compile {'on' if worth else 'off'}: {steps:,} steps "
+        f"{'repay' if worth else 'would not repay'} compiling, which takes about {COMPILE_REPAYS_AFTER} steps to do"
+    )
     return worth
 
 
-def _total_batch(request: Request, size: Size, config: RunConfig, iterations: dict[str, int], hardware: Hardware,
-                 say: Callable[[str], None]) -> int:
+def _total_batch(
+    request: Request,
+    size: Size,
+    config: RunConfig,
+    iterations: dict[str, int],
+    hardware: Hardware,
+    say: Callable[[str], None],
+) -> int:
     if request.total_batch_size is not None:
         return request.total_batch_size
     if MODES[request.mode].base_iterations is None:
@@ -159,40 +201,72 @@ def _total_batch(request: Request, size: Size, config: RunConfig, iterations: di
     row = config.model.max_seq_len
     steps = sum(iterations.values())
     choices = sorted({max(tokens // row, 1) * row for tokens in CPU_BATCHES})
-    affordable = [tokens for tokens in choices
-                  if steps * step_seconds(config, replace(config.base, total_batch_size=tokens), hardware) <= size.target_s]
+    affordable = [
+        tokens
+        for tokens in choices
+        if steps * step_seconds(config, replace(config.base, total_batch_size=tokens), hardware) <= size.target_s
+    ]
     batch = affordable[-1] if affordable else choices[0]
-    say(f"total_batch_size {batch:,} tokens: the largest with which {steps:,} steps take at most {size.target_s / 60:.0f} "
-        f"minutes here" if affordable else f"total_batch_size {batch:,} tokens: the smallest; this machine is slow")
+    say(
+        f"total_batch_size {batch:,} tokens: the largest with which {steps:,} steps "
+        f"take at most {size.target_s / 60:.0f} "
+        f"minutes here"
+        if affordable
+        else f"total_batch_size {batch:,} tokens: the smallest; this machine is slow"
+    )
     return batch
 
 
-def _device_batch(request: Request, size: Size, model: ModelConfig, batch: int, dtype: str, hardware: Hardware,
-                  say: Callable[[str], None]) -> int:
+def _device_batch(
+    request: Request,
+    size: Size,
+    model: ModelConfig,
+    batch: int,
+    dtype: str,
+    hardware: Hardware,
+    say: Callable[[str], None],
+) -> int:
     if request.device_batch_size is not None:
         return request.device_batch_size
     limit = min(size.memory_bytes, int(0.9 * hardware.memory_bytes))
     rows = max(batch // model.max_seq_len // request.num_workers, 1)
-    while rows > 1 and (train_memory_bytes(model, rows, dtype, hardware.device_type) > limit
-                        or batch % (rows * model.max_seq_len * request.num_workers)):
+    while rows > 1 and (
+        train_memory_bytes(model, rows, dtype, hardware.device_type) > limit
+        or batch % (rows * model.max_seq_len * request.num_workers)
+    ):
         rows -= 1
     needed = train_memory_bytes(model, rows, dtype, hardware.device_type)
-    say(f"device_batch_size {rows}: the most rows that keep training within {limit / GIB:.0f} GiB (estimated {needed / GIB:.1f})")
+    say(
+        f"device_batch_size {rows}: the most rows that keep training within {limit / GIB:.0f} GiB "
+        f"(estimated {needed / GIB:.1f})"
+    )
     return rows
 
 
-def _with_stages(config: RunConfig, iterations: dict[str, int], batch: int, rows: int, *, on_cpu: bool) -> RunConfig:
-    def stage(name: str, **special: object) -> StageConfig:
+def _with_stages(
+    config: RunConfig, iterations: dict[str, int], batch: int, rows: int, lr: float, *, on_cpu: bool
+) -> RunConfig:
+    def stage(name: str, **special: Any) -> StageConfig:
         count = iterations[name]
         every = max(count // 5, 1) if on_cpu else 250
-        return StageConfig(num_iterations=count, total_batch_size=batch, device_batch_size=rows, eval_every=every,
-                           checkpoint_every=every, eval_tokens=20_480 if on_cpu else 4 * 524_288, **special)  # type: ignore[arg-type]
+        return StageConfig(
+            num_iterations=count,
+            total_batch_size=batch,
+            device_batch_size=rows,
+            eval_every=every,
+            checkpoint_every=every,
+            eval_tokens=20_480 if on_cpu else 4 * 524_288,
+            **special,
+        )
 
     return replace(
         config,
-        base=stage("base", schedule=Schedule(warmup=0.02, warmdown=0.5, final=0.05)),
-        mid=stage("mid", schedule=Schedule(warmup=0.0, warmdown=0.8, final=0.05), lr_multiplier=0.8),
-        sft=stage("sft", schedule=Schedule(warmup=0.0, warmdown=1.0, final=0.0), lr_multiplier=0.3, eval_questions=500))
+        base=stage("base", schedule=Schedule(warmup=0.02, warmdown=0.5, final=0.05), lr_multiplier=lr),
+        mid=stage("mid", schedule=Schedule(warmup=0.0, warmdown=0.8, final=0.05), lr_multiplier=0.8 * lr),
+        sft=stage(
+            "sft", schedule=Schedule(warmup=0.0, warmdown=1.0, final=0.0), lr_multiplier=0.4 * lr, eval_questions=500
+        ),
+    )
 
 
 def _check_memory(config: RunConfig, hardware: Hardware) -> None:
@@ -200,6 +274,8 @@ def _check_memory(config: RunConfig, hardware: Hardware) -> None:
     needed = train_memory_bytes(config.model, rows, config.compute_dtype, hardware.device_type)
     if rows and needed > hardware.memory_bytes:
         raise UserError(
-            f"depth {config.model.depth} with device_batch_size {rows} and max_seq_len {config.model.max_seq_len} needs about "
+            f"depth {config.model.depth} with device_batch_size {rows} "
+            f"and max_seq_len {config.model.max_seq_len} needs about "
             f"{needed / GIB:.0f} GiB and this {hardware.device_type.upper()} has {hardware.memory_bytes / GIB:.0f}",
-            "lower --device-batch-size, --max-seq-len or --depth")
+            "lower --device-batch-size, --max-seq-len or --depth",
+        )

@@ -95,8 +95,9 @@ class CheckpointStore:
         fault: told the name of each point passed while saving, for tests that kill the process there.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int = 2,
-                 fault: Callable[[str], None] = lambda point: None) -> None:
+    def __init__(
+        self, directory: Path, *, keep_last: int = 2, fault: Callable[[str], None] = lambda point: None
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last must be at least 1, not {keep_last}")
         self.directory, self.keep_last, self.fault = directory, keep_last, fault
@@ -153,8 +154,9 @@ class CheckpointStore:
                 self.fault(name)
             (hidden / STATE).write_text(json.dumps(state, indent=1))
             self.fault("state")
-            files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
-                     for file in sorted(hidden.iterdir())}
+            files = {
+                file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(hidden.iterdir())
+            }
             (hidden / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
             self.fault("manifest")
             for path in (*hidden.iterdir(), hidden):
@@ -182,7 +184,7 @@ class CheckpointStore:
         """Remove all but the last few up to the step just saved. One of a later step can only be there because it was
         damaged or another one was chosen over it: it is left to be replaced when training gets there."""
         earlier = [path for found, path in self._entries() if found <= step]
-        for path in earlier[self.keep_last:]:
+        for path in earlier[self.keep_last :]:
             self._remove(path)
         self.fault("retained")
 
@@ -193,11 +195,16 @@ class CheckpointStore:
 
     def _refusal(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], error: OSError) -> CheckpointError:
         megabytes = sum(tensor.nbytes for group in tensors.values() for tensor in group.values()) / 1e6
-        message = (f"cannot save the checkpoint of step {step} ({megabytes:,.1f} MB) in {self.directory}: "
-                   f"{error.strerror or error}")
+        message = (
+            f"cannot save the checkpoint of step {step} ({megabytes:,.1f} MB) in {self.directory}: "
+            f"{error.strerror or error}"
+        )
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return CheckpointError(message, ("make room" if full else "put that right") + " and start the same command "
-                               "again: it continues from the last checkpoint, which is intact")
+        return CheckpointError(
+            message,
+            ("make room" if full else "put that right") + " and start the same command "
+            "again: it continues from the last checkpoint, which is intact",
+        )
 
 
 @contextmanager

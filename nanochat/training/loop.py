@@ -57,8 +57,9 @@ class Interrupted(Exception):
     """Training stopped on request, after saving."""
 
 
-def train_stage(name: str, config: StageConfig, trainee: Trainee, batches: Batches, around: Surroundings,
-                resumed: Checkpoint | None) -> StageResult:
+def train_stage(
+    name: str, config: StageConfig, trainee: Trainee, batches: Batches, around: Surroundings, resumed: Checkpoint | None
+) -> StageResult:
     """Train a stage from its start, or from `resumed`, to its end.
 
     The state of step s is (weights, optimizer state, s, figures measured so far); the batch of step s is a function of
@@ -73,8 +74,15 @@ def train_stage(name: str, config: StageConfig, trainee: Trainee, batches: Batch
 class _Stage:
     """One stage under way: its step and its measurements."""
 
-    def __init__(self, name: str, config: StageConfig, trainee: Trainee, batches: Batches, around: Surroundings,
-                 resumed: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: StageConfig,
+        trainee: Trainee,
+        batches: Batches,
+        around: Surroundings,
+        resumed: Checkpoint | None,
+    ) -> None:
         self.name, self.config, self.trainee, self.batches, self.around = name, config, trainee, batches, around
         self.step = resumed.step if resumed else 0
         self.started_at = self.step
@@ -110,14 +118,16 @@ class _Stage:
         total = torch.zeros((), device=workers.device)
         rows = self.config.device_batch_size
         for inputs, targets in zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True):
-            loss = trainee.loss_sum(inputs.to(workers.device, non_blocking=True),
-                                    targets.to(workers.device, non_blocking=True)) / max(valid, 1.0)
+            loss = trainee.loss_sum(
+                inputs.to(workers.device, non_blocking=True), targets.to(workers.device, non_blocking=True)
+            ) / max(valid, 1.0)
             loss.backward()
             total += loss.detach()
         workers.sum_gradients(trainee.optimizer.parameters.values())
         (mean_loss,) = workers.sum(float(total))
-        grad_norm = float(torch.nn.utils.get_total_norm(
-            [p.grad for p in trainee.optimizer.parameters.values() if p.grad is not None]))
+        grad_norm = float(
+            torch.nn.utils.get_total_norm([p.grad for p in trainee.optimizer.parameters.values() if p.grad is not None])
+        )
         lr_factor = self.config.schedule.learning_rate(self.step / self.config.num_iterations)
         if math.isfinite(mean_loss) and math.isfinite(grad_norm) and valid:
             trainee.optimizer.step(lr_factor * self.config.lr_multiplier, muon_momentum(self.step))
@@ -172,8 +182,12 @@ class _Stage:
             self.result.tokens_per_second = statistics.median(self.speeds)
             flops = train_flops_per_token(model.config, model.config.max_seq_len)
             self.result.model_flops_per_second = self.result.tokens_per_second * flops
-            self.result.peak_share = self.result.model_flops_per_second / (self.around.peak_flops * self.around.workers.size)
-        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, peak_memory_bytes(self.around.workers.device.type))
+            self.result.peak_share = self.result.model_flops_per_second / (
+                self.around.peak_flops * self.around.workers.size
+            )
+        self.result.peak_memory_bytes = max(
+            self.result.peak_memory_bytes, peak_memory_bytes(self.around.workers.device.type)
+        )
         self.result.epochs = self.batches.epochs(self.step)
 
     def _finished(self) -> StageResult:

@@ -33,7 +33,12 @@ from nanochat.training.result import StageResult
 from nanochat.workers import Workers
 
 TEXT_PROMPTS = ("The capital of France is", "Once upon a time")
-CHAT_PROMPTS = ("Hello! What is your name?", "What is the capital of France?", "What is 47 + 38?", "How do you spell garden?")
+CHAT_PROMPTS = (
+    "Hello! What is your name?",
+    "What is the capital of France?",
+    "What is 47 + 38?",
+    "How do you spell garden?",
+)
 
 
 def run_pipeline(run: Run, workers: Workers, emit: Sink, should_stop: Callable[[], bool]) -> None:
@@ -56,8 +61,9 @@ class _Prepared:
 
 
 class _Pipeline:
-    def __init__(self, run: Run, config: RunConfig, workers: Workers, emit: Sink,
-                 should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, run: Run, config: RunConfig, workers: Workers, emit: Sink, should_stop: Callable[[], bool]
+    ) -> None:
         self.run_, self.config, self.workers, self.emit, self.should_stop = run, config, workers, emit, should_stop
 
     def run(self) -> None:
@@ -103,9 +109,11 @@ class _Pipeline:
             say(f"tokenising for {stage}")
             data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache)
             train = data[stage].train
-            say(f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
+            say(
+                f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
                 f"{train.num_tokens:,} tokens in {train.num_rows:,} rows; {train.lost_fraction:.1%} lost to cropping, "
-                f"{train.padded_fraction:.1%} padding")
+                f"{train.padded_fraction:.1%} padding"
+            )
         return _Prepared(sources, data)
 
     def _note(self, stage: str, text: str, warning: bool = False) -> None:
@@ -119,8 +127,11 @@ class _Pipeline:
         found = workers.from_lead(found)
         if found and found.step == config.num_iterations and self.run_.result_path(name).exists():
             return found
-        identity: dict[str, Any] = {"model": to_dict(self.config.model), "tokenizer": self.tokenizer.fingerprint,
-                    "data": data.train.fingerprint}
+        identity: dict[str, Any] = {
+            "model": to_dict(self.config.model),
+            "tokenizer": self.tokenizer.fingerprint,
+            "data": data.train.fingerprint,
+        }
         model, optimizer = self.trainee.model, self.trainee.optimizer
         if found:
             _check_identity(found, identity)
@@ -134,8 +145,15 @@ class _Pipeline:
             forget_after(self.run_.directory, name, found.step if found else -1)
         lr_multiplier = config.lr_multiplier * (config.total_batch_size / self._peak_batch()) ** 0.5
         schedule = replace(config, lr_multiplier=lr_multiplier)
-        validate = partial(bits_per_byte, model, data.val, self.token_bytes, max_tokens=config.eval_tokens,
-                           rows_per_batch=config.device_batch_size, workers=workers)
+        validate = partial(
+            bits_per_byte,
+            model,
+            data.val,
+            self.token_bytes,
+            max_tokens=config.eval_tokens,
+            rows_per_batch=config.device_batch_size,
+            workers=workers,
+        )
         around = Surroundings(workers, store, self.emit, validate, self.should_stop, identity, self.peak_flops)
         batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
         result = train_stage(name, schedule, self.trainee, batches, around, found)
@@ -146,7 +164,7 @@ class _Pipeline:
         return self.config.base.total_batch_size
 
     def _finish(self, name: str, result: StageResult, sources: Sources) -> None:
-        """Samples, task accuracies and the stage's record; rank 0's work, for which the others wait at the next step."""
+        """Samples, task accuracies and the stage's record; rank 0's work, for which the others wait."""
         if not self.workers.leads:
             return
         engine = Engine(self.trainee.model, self.tokenizer)
@@ -169,8 +187,12 @@ def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
     """Greedy continuations of a few fixed texts, or answers to a few fixed questions."""
     tokenizer = engine.tokenizer
     prompts = CHAT_PROMPTS if chat else TEXT_PROMPTS
-    ids = [render_prompt(tokenizer, [{"role": "user", "content": prompt}]) if chat
-           else [tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    ids = [
+        render_prompt(tokenizer, [{"role": "user", "content": prompt}])
+        if chat
+        else [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        for prompt in prompts
+    ]
     replies = engine.complete(ids, max_new_tokens=64 if chat else 32)
     return [(prompt, shown(read_reply(tokenizer, reply))) for prompt, reply in zip(prompts, replies, strict=True)]
 
@@ -189,26 +211,35 @@ def build_trainee(config: RunConfig, device: torch.device) -> Trainee:
 def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into the model. Raises UserError naming what is missing or of another shape."""
     theirs, ours = checkpoint.tensors("model"), model.state_dict()
-    wrong = [name for name in sorted(ours.keys() | theirs.keys())
-             if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape]
+    wrong = [
+        name
+        for name in sorted(ours.keys() | theirs.keys())
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+    ]
     if wrong:
-        raise UserError(f"the weights of {checkpoint.path} do not fit this model: {', '.join(wrong[:5])}"
-                        + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
-                        "use the --depth and architecture the checkpoint was trained with")
+        raise UserError(
+            f"the weights of {checkpoint.path} do not fit this model: {', '.join(wrong[:5])}"
+            + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            "use the --depth and architecture the checkpoint was trained with",
+        )
     model.load_state_dict(theirs)
 
 
 def scores_of(summary: Summary) -> dict[str, dict[str, float]]:
     """A summary as plain data, "overall" first."""
-    return {skill: {"accuracy": score.accuracy, "chance": score.chance, "count": score.total}
-            for skill, score in (("overall", summary.overall), *summary.by_skill.items())}
+    return {
+        skill: {"accuracy": score.accuracy, "chance": score.chance, "count": score.total}
+        for skill, score in (("overall", summary.overall), *summary.by_skill.items())
+    }
 
 
 def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     for part, ours in identity.items():
         if checkpoint.state.get(part) != ours:
-            raise UserError(f"{checkpoint.path} was trained with another {part} than this run now has",
-                            "put the old one back, or start under another --name")
+            raise UserError(
+                f"{checkpoint.path} was trained with another {part} than this run now has",
+                "put the old one back, or start under another --name",
+            )
 
 
 def _padded(token_bytes: Any, vocab_size: int, device: torch.device) -> torch.Tensor:

@@ -43,9 +43,16 @@ def prepare_tokenizer(run: Run, config: RunConfig, sources: Sources, say: Callab
 
     tokenizer = Tokenizer.train(counted(), config.tokenizer.vocab_size)
     tokenizer.save(directory)
-    write_json(run.result_path("tokenizer"), {
-        "stage": "tokenizer", "vocab_size": tokenizer.vocab_size, "characters": characters,
-        "seconds": time.perf_counter() - start, "fingerprint": tokenizer.fingerprint})
+    write_json(
+        run.result_path("tokenizer"),
+        {
+            "stage": "tokenizer",
+            "vocab_size": tokenizer.vocab_size,
+            "characters": characters,
+            "seconds": time.perf_counter() - start,
+            "fingerprint": tokenizer.fingerprint,
+        },
+    )
     return tokenizer
 
 
@@ -58,14 +65,25 @@ def prepare_stage(stage: str, config: RunConfig, sources: Sources, tokenizer: To
     settings = config.stage(stage)
     out, row = cache / "shards", config.model.max_seq_len
     if stage != "base":
-        train, val = (build_chat_shards([files[stage]], tokenizer, out, row_tokens=row)
-                      for files in (sources.chat_train, sources.chat_val))
+        train, val = (
+            build_chat_shards([files[stage]], tokenizer, out, row_tokens=row)
+            for files in (sources.chat_train, sources.chat_val)
+        )
         return StageData(train, val)
-    # The built-in world is small: tokenised whole, so that every mode finds the same shards. Of other data, what is needed.
+    # The built-in world is small: tokenised whole, so that every mode finds the same shards. Of other data what is
+    # needed.
     needed = None if config.data == TINYWORLD else settings.num_iterations * settings.total_batch_size
     split = ("all", "all") if sources.base_val else ("train", "val")
-    train = build_text_shards(sources.base_train, tokenizer, out, split=split[0], row_tokens=row,
-                              packing=settings.packing, max_tokens=needed)
-    val = build_text_shards(sources.base_val or sources.base_train, tokenizer, out, split=split[1], row_tokens=row,
-                            packing=settings.packing, max_tokens=2 * settings.eval_tokens)
+    train = build_text_shards(
+        sources.base_train, tokenizer, out, split=split[0], row_tokens=row, packing=settings.packing, max_tokens=needed
+    )
+    val = build_text_shards(
+        sources.base_val or sources.base_train,
+        tokenizer,
+        out,
+        split=split[1],
+        row_tokens=row,
+        packing=settings.packing,
+        max_tokens=2 * settings.eval_tokens,
+    )
     return StageData(train, val)

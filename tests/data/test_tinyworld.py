@@ -379,7 +379,7 @@ def test_multiple_choice_puts_the_answer_under_every_letter_equally() -> None:
     for _ in range(2000):
         exercise = SKILLS["multiple_choice"](rng, False)
         letters[exercise.answer] += 1
-        options = re.findall(r"^[A-D]\) (.+)$", exercise.question, re.M)
+        options = re.findall(r"^- (.+)=[A-D]$", exercise.question, re.M)
         assert len(set(options)) == 4
     assert set(letters) == set("ABCD")
     assert min(letters.values()) > 400

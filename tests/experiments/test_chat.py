@@ -32,8 +32,16 @@ def runs_dir(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
     tokenizer.save(runs / "parrot" / "tokenizer")
-    config = ModelConfig(depth=1, width=288, head_dim=32, vocab_size=tokenizer.vocab_size, max_seq_len=100,
-                         value_embeddings=False, residual_scalars=False, input_scalars=False)
+    config = ModelConfig(
+        depth=1,
+        width=288,
+        head_dim=32,
+        vocab_size=tokenizer.vocab_size,
+        max_seq_len=100,
+        value_embeddings=False,
+        residual_scalars=False,
+        input_scalars=False,
+    )
     model = Transformer(config)
     with torch.no_grad():
         model.embedding.copy_(torch.eye(*model.embedding.shape))
@@ -83,8 +91,14 @@ def test_one_shot_prints_the_answer_and_nothing_else(runs_dir, capsys, prompts):
 
 def test_the_script_as_a_user_runs_it(runs_dir):
     script = Path(chat.__file__)
-    done = subprocess.run([sys.executable, str(script), "parrot", "--runs-dir", str(runs_dir)], capture_output=True,
-                          text=True, input="Who?\nAnd?\n", cwd=script.parents[1], timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(script), "parrot", "--runs-dir", str(runs_dir)],
+        capture_output=True,
+        text=True,
+        input="Who?\nAnd?\n",
+        cwd=script.parents[1],
+        timeout=120,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "Nam =é!\nNam =é!\n", "")
 
 
@@ -104,9 +118,11 @@ def test_history_clear_and_commands(runs_dir, prompts, capsys):
     assert chat.talk(session(runs_dir), io.StringIO("/help\n\none\ntwo\n/clear\nthree\n/nope\n/quit\nfour\n"), out) == 0
     call = "<|python_start|>1+2<|python_end|><|output_start|>3<|output_end|>"
     first = "<|bos|><|user_start|>one<|user_end|><|assistant_start|>"
-    assert prompts == [first,
-                       f"{first}Nam{call} =é!<|assistant_end|><|user_start|>two<|user_end|><|assistant_start|>",
-                       first.replace("one", "three")]
+    assert prompts == [
+        first,
+        f"{first}Nam{call} =é!<|assistant_end|><|user_start|>two<|user_end|><|assistant_start|>",
+        first.replace("one", "three"),
+    ]
     assert out.getvalue() == chat.HELP + "\n" + "Nam =é!\n" * 3
     assert "no command /nope" in capsys.readouterr().err
 
@@ -166,10 +182,18 @@ def test_sampling_flags_reach_the_engine(runs_dir, monkeypatch):
     assert given == {"temperature": 0.7, "top_k": 5, "seed": 3, "max_new_tokens": 9}
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    (["nobody"], "error: there is no run 'nobody'"), (["parrot", "--stage", "mid"], "no whole checkpoint of stage mid"),
-    (["parrot", "--top-k", "0", "--max-tokens", "0"], "--top-k must be at least 1; --max-tokens must be at least 1"),
-    (["parrot", "--temperature", "nan"], "--temperature must be 0 or more")])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["nobody"], "error: there is no run 'nobody'"),
+        (["parrot", "--stage", "mid"], "no whole checkpoint of stage mid"),
+        (
+            ["parrot", "--top-k", "0", "--max-tokens", "0"],
+            "--top-k must be at least 1; --max-tokens must be at least 1",
+        ),
+        (["parrot", "--temperature", "nan"], "--temperature must be 0 or more"),
+    ],
+)
 def test_mistakes_are_told_in_two_lines(runs_dir, capsys, flags, said):
     assert run(chat.main, [*flags, "--prompt", "?", "--runs-dir", str(runs_dir)]) == 2
     out, err = capsys.readouterr()
@@ -193,6 +217,7 @@ def test_exit_codes(capsys):
     def fail(error):
         def main(argv):
             raise error
+
         return main
 
     assert run(lambda argv: 0, []) == 0

@@ -21,12 +21,42 @@ from nanochat.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "run_stage.py"
-TINY = ["--depth", "1", "--max-seq-len", "128", "--total-batch-size", "256", "--device-batch-size", "2", "--compile", "off",
-        "--set", "tokenizer.vocab_size=512", "--set", "tokenizer.max_chars=300000",
-        "--set", "base.num_iterations=24", "--set", "mid.num_iterations=16", "--set", "sft.num_iterations=16",
-        "--set", "base.checkpoint_every=6", "--set", "mid.checkpoint_every=6", "--set", "sft.checkpoint_every=6",
-        "--set", "base.eval_tokens=512", "--set", "mid.eval_tokens=512", "--set", "sft.eval_tokens=512",
-        "--set", "sft.eval_questions=14"]
+TINY = [
+    "--depth",
+    "1",
+    "--max-seq-len",
+    "128",
+    "--total-batch-size",
+    "256",
+    "--device-batch-size",
+    "2",
+    "--compile",
+    "off",
+    "--set",
+    "tokenizer.vocab_size=512",
+    "--set",
+    "tokenizer.max_chars=300000",
+    "--set",
+    "base.num_iterations=24",
+    "--set",
+    "mid.num_iterations=16",
+    "--set",
+    "sft.num_iterations=16",
+    "--set",
+    "base.checkpoint_every=6",
+    "--set",
+    "mid.checkpoint_every=6",
+    "--set",
+    "sft.checkpoint_every=6",
+    "--set",
+    "base.eval_tokens=512",
+    "--set",
+    "mid.eval_tokens=512",
+    "--set",
+    "sft.eval_tokens=512",
+    "--set",
+    "sft.eval_questions=14",
+]
 
 
 def command(runs: Path, name: str, *options: str) -> list[str]:
@@ -58,8 +88,21 @@ def undisturbed(runs: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.ray
 def test_the_whole_way_says_what_it_does(undisturbed, runs):
     text = undisturbed.stdout
-    for part in ("Plan (all figures are estimates)", "Estimated:", "base: 24 steps", "mid: 16 steps", "sft: 16 steps", "you:",
-                 "nanochat:", "of matmul peak", "estimate -> measured", "accuracy", "chance", "chat.py whole", "report.md"):
+    for part in (
+        "Plan (all figures are estimates)",
+        "Estimated:",
+        "base: 24 steps",
+        "mid: 16 steps",
+        "sft: 16 steps",
+        "you:",
+        "nanochat:",
+        "of matmul peak",
+        "estimate -> measured",
+        "accuracy",
+        "chance",
+        "chat.py whole",
+        "report.md",
+    ):
         assert part in text
     assert "Traceback" not in undisturbed.stderr
     assert not re.search(r"\(pid=|\[202|WARNING|INFO", undisturbed.stderr), undisturbed.stderr  # Ray is silent
@@ -86,13 +129,17 @@ def test_val_bpb_falls_in_every_stage(undisturbed, runs):
 @pytest.mark.timeout(400)
 def test_worker_killed_in_every_stage_ends_with_the_same_weights(undisturbed, runs):
     """SIGKILL of the worker in base, mid and SFT: Ray starts another, which goes on from the newest checkpoint."""
-    process = subprocess.Popen(command(runs, "killed", *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs)
+    process = subprocess.Popen(
+        command(runs, "killed", *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs
+    )
     run = Run(runs / "killed")
     try:
         for stage, step in (("base", 9), ("mid", 8), ("sft", 10)):
             wait_until(lambda stage=stage, step=step: last_step(run, stage) >= step, 120)
             os.kill(int((run.directory / "worker-0.lock").read_text()), signal.SIGKILL)
-            wait_until(lambda stage=stage, step=step: last_step(run, stage) < step or run.result_path(stage).exists(), 60)
+            wait_until(
+                lambda stage=stage, step=step: last_step(run, stage) < step or run.result_path(stage).exists(), 60
+            )
         output = process.communicate(timeout=200)[0]
     finally:
         process.kill()
@@ -104,8 +151,14 @@ def test_worker_killed_in_every_stage_ends_with_the_same_weights(undisturbed, ru
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
-    process = subprocess.Popen(command(runs, "stopped", *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               cwd=runs, start_new_session=True)
+    process = subprocess.Popen(
+        command(runs, "stopped", *TINY),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=runs,
+        start_new_session=True,
+    )
     run = Run(runs / "stopped")
     try:
         wait_until(lambda: last_step(run, "base") >= 8, 120)
@@ -134,17 +187,23 @@ def test_two_workers_agree_with_one(undisturbed, runs):
     base = [*TINY, "--stage", "tokenizer,base", "--set", "base.device_batch_size=1", "--num-workers", "2"]
     done = run_stage(runs, "two", *base)
     assert done.returncode == 0, done.stderr
-    one, two = ([event.loss for event in read_events(runs / name, "base") if isinstance(event, StepDone)] for name in ("whole", "two"))
+    one, two = (
+        [event.loss for event in read_events(runs / name, "base") if isinstance(event, StepDone)]
+        for name in ("whole", "two")
+    )
     assert two == pytest.approx(one, rel=2e-3)
     assert two[0] == pytest.approx(one[0], rel=1e-6)
 
 
 @pytest.mark.ray
 def test_sft_can_start_from_another_run(undisturbed, runs):
-    done = run_stage(runs, "tuned", *TINY[TINY.index("--max-seq-len"):], "--stage", "sft", "--from", "whole")
+    done = run_stage(runs, "tuned", *TINY[TINY.index("--max-seq-len") :], "--stage", "sft", "--from", "whole")
     assert done.returncode == 0, done.stderr
     assert set(Run(runs / "tuned").results()) == {"sft"}
-    fingerprints = {json.loads((runs / name / "tokenizer" / "tokenizer.json").read_text())["fingerprint"] for name in ("whole", "tuned")}
+    fingerprints = {
+        json.loads((runs / name / "tokenizer" / "tokenizer.json").read_text())["fingerprint"]
+        for name in ("whole", "tuned")
+    }
     assert len(fingerprints) == 1
 
 
@@ -182,8 +241,13 @@ def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path):
     }
     for options, expected in cases.items():
         name = () if "--name" in options else ("--name", "r")
-        done = subprocess.run([sys.executable, str(SCRIPT), "--runs-dir", str(tmp_path / "runs"), *name, *options],
-                              capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), "--runs-dir", str(tmp_path / "runs"), *name, *options],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
         assert done.returncode == 2, (options, done.stdout, done.stderr)
         assert expected in done.stderr, (options, done.stderr)
         lines = done.stderr.strip().splitlines()

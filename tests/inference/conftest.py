@@ -40,10 +40,22 @@ def follow(model: Transformer, successors: dict[int, int]) -> Transformer:
 @pytest.fixture
 def scripted(tokenizer):
     """Makes a model that writes, after the last token of each text, the rest of its row of tokens or special names."""
+
     def make(*rows: list[str]) -> Transformer:
-        config = ModelConfig(depth=1, width=288, head_dim=32, vocab_size=275, max_seq_len=64,
-                             value_embeddings=False, residual_scalars=False, input_scalars=False)
-        ids = [[tokenizer.special(text) if text.startswith("<|") else tokenizer.encode(text)[0] for text in row]
-               for row in rows]
+        config = ModelConfig(
+            depth=1,
+            width=288,
+            head_dim=32,
+            vocab_size=275,
+            max_seq_len=64,
+            value_embeddings=False,
+            residual_scalars=False,
+            input_scalars=False,
+        )
+        ids = [
+            [tokenizer.special(text) if text.startswith("<|") else tokenizer.encode(text)[0] for text in row]
+            for row in rows
+        ]
         return follow(Transformer(config), dict(pair for row in ids for pair in pairwise(row)))
+
     return make

@@ -15,15 +15,17 @@ def reference(model, tokenizer, prompt, count, stops) -> list[int]:
             if chosen in stops:
                 break
             ids.append(chosen)
-    return ids[len(prompt):]
+    return ids[len(prompt) :]
 
 
 @pytest.fixture(scope="session")
 def prompts(tokenizer):
     """Of every length from 1 to the whole context of 48."""
     generator = torch.Generator().manual_seed(3)
-    return [torch.randint(0, tokenizer.vocab_size, (length,), generator=generator).tolist()
-            for length in (5, 1, 24, 2, 48, 13, 30, 47, 40, 7, 7, 19)]
+    return [
+        torch.randint(0, tokenizer.vocab_size, (length,), generator=generator).tolist()
+        for length in (5, 1, 24, 2, 48, 13, 30, 47, 40, 7, 7, 19)
+    ]
 
 
 def test_greedy_alone_in_a_batch_and_without_a_cache(random_model, tokenizer, prompts):
@@ -42,8 +44,9 @@ def test_greedy_alone_in_a_batch_and_without_a_cache(random_model, tokenizer, pr
 
 def test_finished_rows_leave_the_batch(random_model, tokenizer, prompts, monkeypatch):
     engine, fed, hidden = Engine(random_model, tokenizer), [], type(random_model).hidden
-    monkeypatch.setattr(type(random_model), "hidden",
-                        lambda self, ids, cache=None: fed.append(ids.shape) or hidden(self, ids, cache))
+    monkeypatch.setattr(
+        type(random_model), "hidden", lambda self, ids, cache=None: fed.append(ids.shape) or hidden(self, ids, cache)
+    )
     written = list(engine.generate(prompts, max_new_tokens=20, stop_ids=STOPS))
     assert fed[0] == (11, 47)  # the prompt that fills the context has nothing to come
     assert sum(rows for rows, _ in fed[1:]) < sum(len(step) for step in written)  # none is fed that was not written
@@ -98,8 +101,11 @@ def test_a_call_that_is_no_arithmetic(scripted, tokenizer):
 
 
 def test_an_end_without_a_start_calls_nothing(scripted, tokenizer):
-    model = scripted(["A", "<|python_start|>", "1", "<|python_end|>", "b", "<|bos|>"], ["B", "<|python_end|>"],
-                     ["<|output_end|>", "<|python_end|>"])
+    model = scripted(
+        ["A", "<|python_start|>", "1", "<|python_end|>", "b", "<|bos|>"],
+        ["B", "<|python_end|>"],
+        ["<|output_end|>", "<|python_end|>"],
+    )
     engine = Engine(model, tokenizer)
     called = "<|python_start|>1<|python_end|><|output_start|>1<|output_end|>"
     for start, said in (("A", f"{called}<|python_end|>b"), ("B", "<|python_end|>b")):

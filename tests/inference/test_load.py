@@ -76,12 +76,16 @@ def test_every_mismatch_is_named(run_dir, random_model, tokenizer):
     good = dataclasses.asdict(random_model.config)
     without_head = {name: tensor for name, tensor in random_model.state_dict().items() if name != "head"}
     for changes, message in (
-            ({"tokenizer": "0" * 64}, "another tokenizer"), ({"tokenizer": None}, "another tokenizer"),
-            ({"model": {**good, "colour": "red"}}, "colour"), ({"model": {**good, "width": 63}}, "width 63"),
-            ({"model": {**good, "vocab_size": 100}}, "vocabulary of 100"), ({"model": 3}, "cannot build"),
-            ({"model": {**good, "width": 128}}, r"embedding has shape \(320, 64\) instead of \(320, 128\)"),
-            ({"weights": without_head}, "head is missing"),
-            ({"weights": {**without_head, "tail": torch.ones(1)}}, "tail is not part of the model")):
+        ({"tokenizer": "0" * 64}, "another tokenizer"),
+        ({"tokenizer": None}, "another tokenizer"),
+        ({"model": {**good, "colour": "red"}}, "colour"),
+        ({"model": {**good, "width": 63}}, "width 63"),
+        ({"model": {**good, "vocab_size": 100}}, "vocabulary of 100"),
+        ({"model": 3}, "cannot build"),
+        ({"model": {**good, "width": 128}}, r"embedding has shape \(320, 64\) instead of \(320, 128\)"),
+        ({"weights": without_head}, "head is missing"),
+        ({"weights": {**without_head, "tail": torch.ones(1)}}, "tail is not part of the model"),
+    ):
         path = save(run_dir, random_model, tokenizer, **changes)
         with pytest.raises(UserError, match=message):
             load_model(path, "cpu", torch.float32)

@@ -6,10 +6,14 @@ from nanochat.tokenizer import check_messages, render
 
 
 def test_a_call_becomes_parts(tokenizer):
-    parts = [{"type": "text", "text": "Let me see: "}, {"type": "python", "text": "37+58"},
-             {"type": "python_output", "text": "95"}, {"type": "text", "text": " It is 95. é"}]
+    parts = [
+        {"type": "text", "text": "Let me see: "},
+        {"type": "python", "text": "37+58"},
+        {"type": "python_output", "text": "95"},
+        {"type": "text", "text": " It is 95. é"},
+    ]
     ids, _ = render(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": parts}])
-    ids = ids[ids.index(tokenizer.special("<|assistant_start|>")) + 1:]
+    ids = ids[ids.index(tokenizer.special("<|assistant_start|>")) + 1 :]
     assert read_reply(tokenizer, ids) == parts
     assert reply_text(parts) == "Let me see:  It is 95. é"
 
@@ -34,11 +38,13 @@ def test_whatever_comes_is_a_valid_message(tokenizer, ids):
     render(tokenizer, messages)
     for kind in ("text", "python", "python_output"):
         assert "".join(text for shown_kind, text in shown if shown_kind == kind) == "".join(
-            part["text"] for part in reader.parts if part["type"] == kind)
+            part["text"] for part in reader.parts if part["type"] == kind
+        )
 
 
 def test_half_a_character_at_the_end(tokenizer):
     half = tokenizer.encode("aé")[:-1]
     assert reply_text(read_reply(tokenizer, half)) == "a\N{REPLACEMENT CHARACTER}"
     assert read_reply(tokenizer, [*half, tokenizer.special("<|python_start|>"), *half]) == [
-        {"type": kind, "text": "a\N{REPLACEMENT CHARACTER}"} for kind in ("text", "python")]
+        {"type": kind, "text": "a\N{REPLACEMENT CHARACTER}"} for kind in ("text", "python")
+    ]

@@ -29,9 +29,13 @@ def test_top_k_keeps_the_likeliest_in_proportion():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.floats(-15, 15, width=32) | st.just(-torch.inf), max_size=30), st.floats(-15, 15, width=32),
-       st.floats(0, 1, exclude_max=True, width=32), st.sampled_from([0.0, 1e-30, 0.3, 1.0, 100.0]),
-       st.sampled_from([None, 1, 3]))
+@given(
+    st.lists(st.floats(-15, 15, width=32) | st.just(-torch.inf), max_size=30),
+    st.floats(-15, 15, width=32),
+    st.floats(0, 1, exclude_max=True, width=32),
+    st.sampled_from([0.0, 1e-30, 0.3, 1.0, 100.0]),
+    st.sampled_from([None, 1, 3]),
+)
 def test_never_an_impossible_token(values, last, uniform, temperature, top_k):
     values = [*values, last]
     logits = torch.tensor([values])
@@ -45,7 +49,7 @@ def test_a_row_depends_on_itself_only():
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
     uniform = torch.rand(6, generator=torch.Generator().manual_seed(2))
     together = sample(logits, uniform, 0.9, 7)
-    assert together.tolist() == [sample(logits[i:i + 1], uniform[i:i + 1], 0.9, 7).item() for i in range(6)]
+    assert together.tolist() == [sample(logits[i : i + 1], uniform[i : i + 1], 0.9, 7).item() for i in range(6)]
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(-0.1, None), (float("nan"), None), (1.0, 0)])

@@ -26,7 +26,11 @@ def test_modes_have_the_guides_iterations():
 
 
 # The guide's windows: hours of the whole run, hours of the base stage, bytes.
-WINDOWS = {"demo": ((1, 2), (0.5, 1), (10, 15)), "small": ((3, 6), (2, 4), (15, 20)), "medium": ((9, 13), (6, 10), (20, 25))}
+WINDOWS = {
+    "demo": ((1, 2), (0.5, 1), (10, 15)),
+    "small": ((3, 6), (2, 4), (15, 20)),
+    "medium": ((9, 13), (6, 10), (20, 25)),
+}
 
 
 @pytest.mark.parametrize("mode", WINDOWS)
@@ -77,7 +81,14 @@ def test_compile_rule():
 
 def test_every_automatic_choice_has_a_reason():
     reasons = " ".join(resolved().reasons)
-    for choice in ("depth 4", "dtype float32", "torch.compile on", "attention", "total_batch_size", "device_batch_size"):
+    for choice in (
+        "depth 4",
+        "dtype float32",
+        "torch.compile on",
+        "attention",
+        "total_batch_size",
+        "device_batch_size",
+    ):
         assert choice in reasons
 
 
@@ -86,7 +97,7 @@ def test_impossible_requests():
         resolved(mode="huge")
     with pytest.raises(UserError, match=r"--depth must.*--max-seq-len must"):
         resolved(depth=0, max_seq_len=4)
-    with pytest.raises(UserError, match="needs about .* GiB"):
+    with pytest.raises(UserError, match=r"needs about .* GiB"):
         resolved(depth=60, max_seq_len=4096, total_batch_size=4096)
     with pytest.raises(UserError, match="nearest that does"):
         resolved(total_batch_size=1000)
@@ -103,7 +114,9 @@ def test_batches_always_divide_among_workers():
     for workers in (1, 2, 4, 8):
         for mode in MODES:
             config = resolved(A100_40GB, mode=mode, num_workers=workers).config
-            assert config.base.total_batch_size % (config.base.device_batch_size * config.model.max_seq_len * workers) == 0
+            assert (
+                config.base.total_batch_size % (config.base.device_batch_size * config.model.max_seq_len * workers) == 0
+            )
 
 
 def test_memory_grows_with_what_it_is_made_of():

@@ -13,7 +13,7 @@ from nanochat.tasks.questions import Question, is_correct, read_questions, summa
 
 CAPITAL = Question("geography", "exact", "What is the capital of France?", None, "Paris", 0.0)
 SUM = Question("arithmetic", "exact", "What is 37 + 58?", None, "95", 0.0)
-CHOICE = Question("multiple_choice", "multiple_choice", "Which?\nA) x\nB) y", ("A", "B"), "B", 0.5)
+CHOICE = Question("multiple_choice", "multiple_choice", "Which?\n- x=A\n- y=B", ("A", "B"), "B", 0.5)
 
 words = st.text("abcdefghij-", min_size=1, max_size=6)
 

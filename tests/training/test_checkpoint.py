@@ -38,8 +38,11 @@ def assert_is(found, step: int) -> None:
 
 def same_tensors(left: dict, right: dict) -> bool:
     return left.keys() == right.keys() and all(
-        left[name].dtype == right[name].dtype and left[name].shape == right[name].shape
-        and torch.equal(left[name], right[name]) for name in left)
+        left[name].dtype == right[name].dtype
+        and left[name].shape == right[name].shape
+        and torch.equal(left[name], right[name])
+        for name in left
+    )
 
 
 def refuse_warnings(message: str) -> None:
@@ -51,7 +54,9 @@ def refuse_warnings(message: str) -> None:
 names = st.text(min_size=1, max_size=20).filter(lambda name: name != "__metadata__" and name.isprintable())
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12)
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @st.composite
@@ -63,9 +68,13 @@ def any_tensor(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(tensors=st.dictionaries(st.sampled_from(["model", "optimizer", "ema"]),
-                               st.dictionaries(names, any_tensor(), max_size=4), max_size=3),
-       state=st.dictionaries(st.text(), json_values, max_size=4), step=st.integers(0, 10**7))
+@given(
+    tensors=st.dictionaries(
+        st.sampled_from(["model", "optimizer", "ema"]), st.dictionaries(names, any_tensor(), max_size=4), max_size=3
+    ),
+    state=st.dictionaries(st.text(), json_values, max_size=4),
+    step=st.integers(0, 10**7),
+)
 def test_round_trip(tmp_path_factory, tensors, state, step):
     store = CheckpointStore(tmp_path_factory.mktemp("store"))
     path = store.save(step, tensors, state)
@@ -77,8 +86,13 @@ def test_round_trip(tmp_path_factory, tensors, state, step):
 
 def test_shared_and_sliced_memory(tmp_path):
     base = torch.arange(12.0)
-    group = {"all": base, "same": base, "tail": base[6:], "columns": base.view(3, 4)[:, 1],
-             "parameter": torch.nn.Parameter(base.view(3, 4))}
+    group = {
+        "all": base,
+        "same": base,
+        "tail": base[6:],
+        "columns": base.view(3, 4)[:, 1],
+        "parameter": torch.nn.Parameter(base.view(3, 4)),
+    }
     path = CheckpointStore(tmp_path).save(1, {"model": group}, {})
     found = open_checkpoint(path).tensors("model")
     assert same_tensors(found, {name: tensor.detach() for name, tensor in group.items()})
@@ -118,6 +132,7 @@ def test_the_same_step_again_replaces_it(tmp_path):
 
 # --- damage ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
 def test_damage_is_found_and_the_one_before_is_used(tmp_path, file, damage):
@@ -129,7 +144,7 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, file, damage):
         path.unlink()
     elif damage == "flip":
         middle = data.index(b'"sha256": "') + 20 if file == "manifest.json" else len(data) // 2
-        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1:])
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
     else:
         path.write_bytes(data[: len(data) // 2 if damage == "truncate" else 0])
     warnings: list[str] = []
@@ -162,9 +177,18 @@ def test_no_single_bit_of_a_checkpoint_can_flip_unseen(tmp_path):
     assert_is(store.newest(refuse_warnings), 2)
 
 
-@pytest.mark.parametrize("manifest", [
-    [], {}, {"format": 1}, {"format": 2, "step": 2, "files": {}}, {"format": 1, "step": 2, "files": {}},
-    {"format": 1, "step": 2, "files": []}, {"format": 1, "step": 2, "files": {"state.json": 3}}])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        [],
+        {},
+        {"format": 1},
+        {"format": 2, "step": 2, "files": {}},
+        {"format": 1, "step": 2, "files": {}},
+        {"format": 1, "step": 2, "files": []},
+        {"format": 1, "step": 2, "files": {"state.json": 3}},
+    ],
+)
 def test_a_manifest_that_makes_no_sense(tmp_path, manifest):
     path = CheckpointStore(tmp_path).save(2, *content(2))
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -184,8 +208,10 @@ def test_not_a_checkpoint(tmp_path):
 
 # --- death ----------------------------------------------------------------------------------------------------------
 
+
 def save_and_die(directory: Path, step: int, point: str, half_written: bool = False) -> None:
     """Save in another process, killed with SIGKILL at the point."""
+
     def fault(passed: str) -> None:
         if passed == point:
             if half_written:
@@ -225,19 +251,25 @@ def test_killed_while_replacing_the_only_one(tmp_path, point):
 
 def test_killed_at_any_time(tmp_path):
     """A process that saves as fast as it can, killed ten times at random: there is always a whole newest one."""
-    program = ("import sys; sys.path.insert(0, sys.argv[1])\n"
-               "from test_checkpoint import *\n"
-               "while True:\n"
-               "    if os.fork() == 0:\n"
-               "        print(os.getpid(), flush=True)\n"
-               "        store = CheckpointStore(Path(sys.argv[2]))\n"
-               "        while True:\n"
-               "            found = store.newest(refuse_warnings)\n"
-               "            step = found.step + 1 if found else 1\n"
-               "            store.save(step, *content(step))\n"
-               "    os.wait()\n")
-    parent = subprocess.Popen([sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)],
-                              stdout=subprocess.PIPE, text=True, start_new_session=True)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_checkpoint import *\n"
+        "while True:\n"
+        "    if os.fork() == 0:\n"
+        "        print(os.getpid(), flush=True)\n"
+        "        store = CheckpointStore(Path(sys.argv[2]))\n"
+        "        while True:\n"
+        "            found = store.newest(refuse_warnings)\n"
+        "            step = found.step + 1 if found else 1\n"
+        "            store.save(step, *content(step))\n"
+        "    os.wait()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     choose, reached = random.Random(1), []
     try:
         for _ in range(10):
@@ -257,6 +289,7 @@ def test_killed_at_any_time(tmp_path):
 
 def test_two_writers_take_turns(tmp_path):
     """Neither sweeps away what the other is writing."""
+
     def save_many(first: int) -> None:
         for step in range(first, 40, 2):
             CheckpointStore(tmp_path, keep_last=40).save(step, *content(step))
@@ -268,6 +301,7 @@ def test_two_writers_take_turns(tmp_path):
 
 
 # --- a disk that is full --------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -321,10 +355,14 @@ def test_file_size_limit(tmp_path):
 def test_a_quota_and_an_interrupt_leave_nothing_behind(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
     store.save(1, *content(1))
-    for error, raised in ((OSError(errno.EDQUOT, "Disk quota exceeded"), CheckpointError),
-                          (KeyboardInterrupt(), KeyboardInterrupt)):
+    for error, raised in (
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), CheckpointError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+
         def fail(path, error=error):
             raise error
+
         monkeypatch.setattr(checkpoint, "_flush", fail)
         with pytest.raises(raised):
             store.save(2, *content(2))

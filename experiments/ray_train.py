@@ -118,6 +118,7 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     for chatty in ("ray.train", "rustbpe"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
     device = ray.train.torch.get_device()
     workers = Workers.current(device)
     run = Run(Path(settings["run"]))

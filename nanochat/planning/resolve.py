@@ -76,7 +76,7 @@ def resolve(
     say(f"compute dtype {dtype}: {why}")
     iterations = _iterations(request, model, say)
     compiled = _compile(request, hardware, compiler, sum(iterations[s] for s in request.stages if s in iterations), say)
-    attention, why = choose_backend(hardware.device_type, compiled)
+    attention, why = choose_backend(hardware.device_type)
     say(f"attention {attention}: {why}")
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
     config = RunConfig(

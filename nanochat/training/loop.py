@@ -23,16 +23,13 @@ from nanochat.workers import Workers
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
 SPEED_WINDOW = 200  # steps whose median is the speed
 
-LossSum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Trainee:
-    """A model in training. `loss_sum` is the model's own, or its compiled form."""
+    """A model in training and what updates it."""
 
     model: Transformer
     optimizer: MuonAdamW
-    loss_sum: LossSum
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class _Stage:
         total = torch.zeros((), device=workers.device)
         rows = self.config.device_batch_size
         for inputs, targets in zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True):
-            loss = trainee.loss_sum(
+            loss = trainee.model.loss_sum(
                 inputs.to(workers.device, non_blocking=True), targets.to(workers.device, non_blocking=True)
             ) / max(valid, 1.0)
             loss.backward()

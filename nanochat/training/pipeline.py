@@ -203,9 +203,9 @@ def build_trainee(config: RunConfig, device: torch.device) -> Trainee:
     model = Transformer(config.model, compute_dtype=dtype, attention=config.attention, seed=config.seed).to(device)
     base = config.base
     peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
-    compiler: Any = torch.compile if config.compile else None
-    optimizer = MuonAdamW(model, peak, compiler=compiler)
-    return Trainee(model, optimizer, compiler(model.loss_sum) if compiler else model.loss_sum)
+    if config.compile:
+        model.compile_training()
+    return Trainee(model, MuonAdamW(model, peak, compiler=torch.compile if config.compile else None))
 
 
 def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:

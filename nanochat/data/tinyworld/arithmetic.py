@@ -123,9 +123,11 @@ def word_problem(rng: Random, unseen: bool) -> Exercise:
 
 COMPARISONS = {
     "larger": ("Which number is larger, {a} or {b}?", "What is larger, {a} or {b}?", "Is {a} or {b} the larger number?",
-               "Which is the larger number: {a} or {b}?"),
+               "Which is the larger number: {a} or {b}?", "Which is larger: {a} or {b}?",
+               "Which one is larger, {a} or {b}?"),
     "smaller": ("Which number is smaller, {a} or {b}?", "What is smaller, {a} or {b}?",
-                "Is {a} or {b} the smaller number?", "Which is the smaller number: {a} or {b}?"),
+                "Is {a} or {b} the smaller number?", "Which is the smaller number: {a} or {b}?",
+                "Which is smaller: {a} or {b}?", "Which one is smaller, {a} or {b}?"),
 }  # fmt: skip
 UNSEEN_COMPARISON = "Which is {word}, {a} or {b}?"
 
@@ -165,11 +167,14 @@ def in_words(number: int) -> str:
 
 COUNTING = (
     # (seen, unseen, reply, answer)
-    (("What number comes after {n}?", "Which number follows {n}?", "What comes next after {n}?"),
+    (("What number comes after {n}?", "Which number follows {n}?", "What comes next after {n}?",
+      "Which number comes right after {n}?"),
      "Which number comes after {n}?", "After {n} comes {a}.", lambda n: str(n + 1)),
-    (("What number comes before {n}?", "Which number is just before {n}?", "What comes just before {n}?"),
+    (("What number comes before {n}?", "Which number is just before {n}?", "What comes just before {n}?",
+      "Which number comes right before {n}?"),
      "Which number comes before {n}?", "Before {n} comes {a}.", lambda n: str(n - 1)),
-    (("How do you write {n} in words?", "Write {n} in words.", "What is {n} in words?"),
+    (("How do you write {n} in words?", "Write {n} in words.", "What is {n} in words?",
+      "Can you write {n} in words?"),
      "Please write {n} in words.", "In words, {n} is {a}.", in_words),
 )  # fmt: skip
 

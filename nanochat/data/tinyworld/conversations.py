@@ -25,12 +25,12 @@ EXERCISES: Mapping[str, Callable[[Random], Exercise]] = {
 }  # fmt: skip
 
 MID = {
-    "small_talk": 2, "storytelling": 3, "identity": 4, "fact": 30, "multiple_choice": 12, "arithmetic": 10,
-    "word_problem": 8, "comparison": 5, "counting": 4, "spelling": 9, "letter_count": 9, "reading": 14,
+    "small_talk": 2, "storytelling": 2, "identity": 4, "fact": 20, "multiple_choice": 16, "arithmetic": 5,
+    "word_problem": 4, "comparison": 9, "counting": 9, "spelling": 9, "letter_count": 9, "reading": 20,
 }  # fmt: skip
 SFT = {
-    "small_talk": 6, "storytelling": 3, "identity": 8, "fact": 30, "multiple_choice": 9, "arithmetic": 9,
-    "word_problem": 7, "comparison": 5, "counting": 4, "spelling": 8, "letter_count": 8, "reading": 10,
+    "small_talk": 4, "storytelling": 2, "identity": 9, "fact": 22, "multiple_choice": 14, "arithmetic": 6,
+    "word_problem": 5, "comparison": 8, "counting": 8, "spelling": 8, "letter_count": 8, "reading": 16,
 }  # fmt: skip
 
 MAX_CHARACTERS = 700

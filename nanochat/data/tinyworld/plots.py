@@ -28,12 +28,16 @@ class Plot:
 
 
 def _who(event: str, person: str) -> Ask:
-    return Ask((f"Who {event}?", f"Say who {event}.", f"Which person {event}?"), f"It was {person}.", person)
+    questions = (f"Who {event}?", f"Which person {event}?", f"Tell me who {event}.", f"Say who {event}.")
+    return Ask(questions, f"It was {person}.", person)
 
 
 def _colour(thing: str, colour: str) -> Ask:
     return Ask(
-        (f"What colour was the {thing}?", f"Name the colour of the {thing}.", f"Which colour was the {thing}?"),
+        (
+            f"What colour was the {thing}?", f"Which colour was the {thing}?", f"Tell me the colour of the {thing}.",
+            f"Name the colour of the {thing}.",
+        ),  # fmt: skip
         f"The {thing} was {colour}.",
         colour,
     )

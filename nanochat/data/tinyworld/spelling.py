@@ -85,23 +85,36 @@ PLACES: dict[str, Callable[[str], str]] = {
 }
 
 
+def counted(word: str, letters: str) -> str:
+    """`t-i1-g-e-r` for the letter i: each of `letters` with how many of them have come by then."""
+    seen = 0
+    parts = []
+    for letter in word:
+        seen += letter in letters
+        parts.append(f"{letter}{seen}" if letter in letters else letter)
+    return "-".join(parts)
+
+
 def letter_count(rng: Random, unseen: bool) -> Exercise:
-    """How often, how many, which: answered by spelling the word first."""
+    """How often, how many, which: answered by spelling the word first, and counting aloud where there is to count."""
     word = draw_word(rng, unseen)
+    worked = spelled(word)
     kind = rng.randrange(3)
     if kind == 0:
         # Letters that occur more than once are rare: ask for them often, so that "1" is not always right.
         letter = max(rng.choices(word, k=3), key=word.count)
         question = rng.choice(COUNT_UNSEEN if unseen else COUNT_QUESTIONS).format(l=letter, w=word)
+        worked = counted(word, letter)
         answer, tail = str(word.count(letter)), f"The number of {letter} is"
     elif kind == 1:
         question = rng.choice(LENGTH_UNSEEN if unseen else LENGTH_QUESTIONS).format(w=word)
+        worked = counted(word, word)
         answer, tail = str(len(word)), "The number of letters is"
     else:
         place = rng.choice(tuple(PLACES))
         question = rng.choice(PLACE_UNSEEN if unseen else PLACE_QUESTIONS).format(p=place, w=word)
         answer, tail = PLACES[place](word), f"The {place} letter is"
-    return Exercise("letter_count", question, answer, f"{word}: {spelled(word)}. {tail} {answer}.")
+    return Exercise("letter_count", question, answer, f"{word}: {worked}. {tail} {answer}.")
 
 
 STATEMENTS = (
@@ -116,8 +129,8 @@ def spelling_page(rng: Random) -> str:
     lines = []
     for _ in range(rng.randint(6, 14)):
         if rng.random() < 0.25:
-            counted = letter_count(rng, unseen=False)
-            lines.append(f"{counted.question} {counted.reply}")
+            exercise = letter_count(rng, unseen=False)
+            lines.append(f"{exercise.question} {exercise.reply}")
         else:
             word = draw_word(rng, unseen=False)
             lines.append(statement.format(w=word, s=spelled(word)))

@@ -42,7 +42,7 @@ class KVCache:
         return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
 
     def write(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (batch, head, new, head_dim) at `positions` (batch, new); return the layer's all."""
+        """Store new keys and values (batch, head, new, head_dim) at `positions` (batch, new); return the layer's."""
         rows = torch.arange(positions.size(0), device=positions.device)[:, None]
         self.keys[layer].transpose(1, 2)[rows, positions] = key.transpose(1, 2)
         self.values[layer].transpose(1, 2)[rows, positions] = value.transpose(1, 2)

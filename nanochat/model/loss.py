@@ -64,7 +64,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient, share, losses = terms(x @ weight.T, target, cap)
             gradient = gradient.to(x.dtype)
             torch.mul(gradient @ weight, share, out=dx)
-            d_head += gradient.T @ (x * share).to(x.dtype)
+            scaled = (x * share).to(x.dtype)
+            if scaled.dtype == d_head.dtype:
+                torch.addmm(d_head, gradient.T, scaled, out=d_head)
+            else:
+                d_head += gradient.T @ scaled
             loss += losses.sum()
         ctx.save_for_backward(d_hidden, d_head)
         return loss

@@ -27,7 +27,7 @@ def rotary_angles(seq_len: int, head_dim: int, base: float) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the two halves of each head's channels as pairs. x: (..., time, head, head_dim); cos, sin: (..., time, 1, half)."""
+    """Turn each head's two halves as pairs. x: (…, time, head, head_dim); cos, sin: (…, time, 1, half)."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1).to(x.dtype)
 
@@ -116,9 +116,9 @@ class Transformer(nn.Module):
     def compile_training(self) -> None:
         """Let `torch.compile` fuse what training does between the matrix products; results stay what they were.
 
-        Regional: one graph before and one after attention, shared by all layers (two before it where some layers have
-        value embeddings), compile in a third of the time of the whole model and run as fast. The loss's elementwise
-        part gains nothing from it on CPU, where a chunk stays in cache.
+        Regional: one graph before attention (two where some layers have value embeddings) and one after it, shared by
+        all layers, so that the time to compile does not grow with depth. The loss's elementwise part gains nothing
+        from it on CPU, where a chunk stays in cache.
         """
         self._enter = torch.compile(Block.enter, fullgraph=True, dynamic=False)
         self._leave = torch.compile(Block.leave, fullgraph=True, dynamic=False)

@@ -18,11 +18,41 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """The approximate polar factor of each matrix: the same singular vectors, singular values near 1.
 
     Args:
-        matrices: (batch, rows, columns) with rows >= columns, in the dtype to compute in (bf16 is enough).
+        matrices: (batch, rows, columns), in the dtype to compute in (bf16 is enough).
         steps: how many of the polynomials to apply, at most 5.
     """
-    x = matrices / (torch.linalg.vector_norm(matrices.float(), dim=(1, 2), keepdim=True) * 1.02 + 1e-6).to(matrices.dtype)
-    for a, b, c in POLAR_EXPRESS[:steps]:
+    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    x = matrices / (norm * 1.02 + 1e-6).to(matrices.dtype)
+    polynomials = POLAR_EXPRESS[:steps]
+    rows, columns = x.shape[-2:]
+    if rows == columns or x.dtype != torch.float32:
+        return _iterate(x, polynomials) if rows >= columns else _iterate(x.mT, polynomials).mT
+    if rows > columns:
+        return x @ _gram_factor(x.mT @ x, polynomials)
+    return _gram_factor(x @ x.mT, polynomials) @ x
+
+
+def _iterate(x: Tensor, polynomials: tuple[tuple[float, float, float], ...]) -> Tensor:
+    """Apply the polynomials to x (batch, rows, columns), rows >= columns, itself."""
+    for a, b, c in polynomials:
         gram = x.mT @ x  # (batch, columns, columns): the smaller side
         x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
     return x
+
+
+def _gram_factor(gram: Tensor, polynomials: tuple[tuple[float, float, float], ...]) -> Tensor:
+    """What x is to be multiplied with to apply the polynomials, from its Gram matrix (batch, side, side) alone.
+
+    With p = a·I + b·gram + c·gram², one polynomial takes x to x·p and the Gram matrix to p·gram·p, so the long side
+    enters only once, at the end: for four times as many rows as columns that is 0.55 of the work. It needs fp32: the
+    rounding of bf16 would make small eigenvalues of the Gram matrix negative, and those grow.
+    """
+    factor: Tensor | None = None
+    for step, (a, b, c) in enumerate(polynomials):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor = p if factor is None else factor @ p
+        if step < len(polynomials) - 1:
+            gram = p @ (gram @ p)
+    assert factor is not None
+    return factor

@@ -40,7 +40,8 @@ def optimal_batch_tokens(tokens: float) -> int:
     return 2 ** max(round(log2(batch)), 0)
 
 
-def hyperparameters(config: ModelConfig, batch_tokens: int, tokens: float, lr_multiplier: float = 1.0) -> Hyperparameters:
+def hyperparameters(config: ModelConfig, batch_tokens: int, tokens: float,
+                    lr_multiplier: float = 1.0) -> Hyperparameters:
     """What a base training of `tokens` tokens in steps of `batch_tokens` should use.
 
     - Learning rates follow the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).

@@ -7,14 +7,14 @@ from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.planning.hardware import GIB, Hardware
 
 # Shares of the measured matmul peak that a whole training step reaches; priors until a run has measured better.
-UTILISATION = {("cuda", True): 0.45, ("cuda", False): 0.25, ("cpu", True): 0.55, ("cpu", False): 0.38}
+UTILISATION = {("cuda", True): 0.45, ("cuda", False): 0.25, ("cpu", True): 0.50, ("cpu", False): 0.33}
 MUON_STEPS = 5
 START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
-COMPILE_S = {"cpu": 30.0, "cuda": 60.0}
+COMPILE_S = {"cpu": 15.0, "cuda": 60.0}
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
-TINYWORLD_S = 10.0
-SECONDS_PER_QUESTION = {"cpu": 0.05, "cuda": 0.02}
+TINYWORLD_S = 6.0
+SECONDS_PER_QUESTION = {"cpu": 0.02, "cuda": 0.02}
 CHARS_PER_TOKEN = 3.5
 
 

@@ -209,7 +209,7 @@ def _total_batch(
     batch = affordable[-1] if affordable else choices[0]
     say(
         f"total_batch_size {batch:,} tokens: the largest with which {steps:,} steps "
-        f"take at most {size.target_s / 60:.0f} "
+        f"take at most {size.target_s / 60:.1f} "
         f"minutes here"
         if affordable
         else f"total_batch_size {batch:,} tokens: the smallest; this machine is slow"
@@ -255,16 +255,16 @@ def _with_stages(
             device_batch_size=rows,
             eval_every=every,
             checkpoint_every=every,
-            eval_tokens=20_480 if on_cpu else 4 * 524_288,
+            eval_tokens=10_240 if on_cpu else 4 * 524_288,
             **special,
         )
 
     return replace(
         config,
         base=stage("base", schedule=Schedule(warmup=0.02, warmdown=0.5, final=0.05), lr_multiplier=lr),
-        mid=stage("mid", schedule=Schedule(warmup=0.0, warmdown=0.8, final=0.05), lr_multiplier=0.8 * lr),
+        mid=stage("mid", schedule=Schedule(warmup=0.05, warmdown=0.8, final=0.05), lr_multiplier=0.8 * lr),
         sft=stage(
-            "sft", schedule=Schedule(warmup=0.0, warmdown=1.0, final=0.0), lr_multiplier=0.4 * lr, eval_questions=500
+            "sft", schedule=Schedule(warmup=0.1, warmdown=0.9, final=0.0), lr_multiplier=0.3 * lr, eval_questions=500
         ),
     )
 

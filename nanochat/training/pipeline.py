@@ -205,7 +205,9 @@ def build_trainee(config: RunConfig, device: torch.device) -> Trainee:
     peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
     if config.compile:
         model.compile_training()
-    return Trainee(model, MuonAdamW(model, peak, compiler=torch.compile if config.compile else None))
+    # On CPU compiling Muon's update would take longer than it saves in any but the longest runs, see MuonAdamW.
+    compiler: Any = torch.compile if config.compile and device.type == "cuda" else None
+    return Trainee(model, MuonAdamW(model, peak, compiler=compiler, compute_dtype=dtype))
 
 
 def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:

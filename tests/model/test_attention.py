@@ -27,8 +27,8 @@ def unit_rms(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("window", [None, 1, 5, TIME, 2 * TIME])
-@pytest.mark.parametrize("time", [TIME, 1, 130])
+@pytest.mark.parametrize("window", [None, 1, 5, TIME, 140])
+@pytest.mark.parametrize("time", [TIME, 1, 130, 300])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backends_agree_with_the_plain_computation(backend: str, time: int, window: int | None,
                                                    dtype: torch.dtype) -> None:
@@ -68,9 +68,8 @@ def test_cached_attention_sees_what_the_whole_row_would(window: int | None) -> N
     torch.testing.assert_close(found, whole.transpose(1, 2)[rows, positions].transpose(1, 2))
 
 
-def test_the_choice_comes_with_its_reason() -> None:
-    for device in ("cpu", "cuda"):
-        for compiled in (False, True):
-            backend, reason = choose_backend(device, compiled)
-            assert backend in BACKENDS
-            assert reason
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_the_choice_comes_with_its_reason(device_type: str) -> None:
+    backend, reason = choose_backend(device_type)
+    assert backend in BACKENDS
+    assert reason

@@ -33,7 +33,7 @@ def test_parameters_are_counted_exactly(config: ModelConfig) -> None:
 @pytest.mark.parametrize("seq_len", [32, 16])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_flops_equal_those_torch_counts(config: ModelConfig, seq_len: int) -> None:
-    model = Transformer(config, attention="matmul")
+    model = Transformer(config, attention="blocked")
     ids = torch.randint(config.vocab_size, (2, seq_len))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids)

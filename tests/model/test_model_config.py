@@ -27,7 +27,8 @@ def test_classic_is_the_same_shape_without_the_later_parts() -> None:
 
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(ValueError, match="depth") as caught:
-        ModelConfig(depth=0, width=100, head_dim=7, vocab_size=1, max_seq_len=1, window_pattern="SXL", logit_softcap=0.0)
+        ModelConfig(depth=0, width=100, head_dim=7, vocab_size=1, max_seq_len=1, window_pattern="SXL",
+                    logit_softcap=0.0)
     for field in ("depth", "head_dim must be even", "width 100 is not a multiple", "vocab_size", "max_seq_len",
                   "window_pattern", "logit_softcap"):
         assert field in str(caught.value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanochat.model import IGNORE, KVCache, ModelConfig, Transformer
+from nanochat.model.transformer import Block
 
 CONFIG = replace(ModelConfig.from_depth(3, 100, 32), width=64, head_dim=16)
 
@@ -33,7 +34,7 @@ def test_an_untrained_model_knows_nothing(vocab_size: int) -> None:
     assert losses.mean().item() == pytest.approx(log(vocab_size), rel=0.01)
 
 
-@pytest.mark.parametrize("attention", ["matmul", "sdpa"])
+@pytest.mark.parametrize("attention", ["blocked", "sdpa"])
 def test_a_later_token_changes_nothing_before_it(attention: str) -> None:
     model, ids = awake(attention=attention), some_ids()
     changed = ids.clone()
@@ -44,20 +45,25 @@ def test_a_later_token_changes_nothing_before_it(attention: str) -> None:
     assert (before[:, 20:] - after[:, 20:]).abs().amax(-1).min() > 0
 
 
-@pytest.mark.parametrize("attention", ["matmul", "sdpa"])
-def test_windows_limit_what_is_seen(attention: str) -> None:
-    """Two windowed layers of 16 and a full last one: in a model cut to its first layer, position 16 no longer sees 0."""
-    config = replace(CONFIG, depth=2, window_pattern="S", max_seq_len=32)
-    model, ids = awake(config, attention=attention), some_ids()
-    seen: list[Tensor] = []
-    model.blocks[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+@pytest.mark.parametrize("attention", ["blocked", "sdpa"])
+def test_windows_limit_what_is_seen(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer with a window of 16, then one that sees all: after the first, position 16 knows nothing of position 0."""
+    model, ids = awake(replace(CONFIG, depth=2, window_pattern="S"), attention=attention), some_ids()
+    leave, after_block = Block.leave, []
+
+    def watched(self: Block, x: Tensor, attended: Tensor) -> Tensor:
+        after_block.append(leave(self, x, attended))
+        return after_block[-1]
+
+    monkeypatch.setattr(Block, "leave", watched)
     changed = ids.clone()
-    changed[:, 0] = (changed[:, 0] + 1) % config.vocab_size
+    changed[:, 0] = (changed[:, 0] + 1) % CONFIG.vocab_size
     with torch.no_grad():
-        before, after = model(ids), model(changed)
-    assert (seen[0] - seen[1])[:, 15].abs().max() > 1e-6
-    assert torch.equal(seen[0][:, 16:], seen[1][:, 16:])
-    assert (before - after)[:, 31].abs().max() > 1e-6  # the last layer sees all
+        model(ids), model(changed)
+    first, last, first_changed, last_changed = after_block
+    assert (first - first_changed)[:, 15].abs().max() > 1e-6
+    assert torch.equal(first[:, 16:], first_changed[:, 16:])
+    assert (last - last_changed)[:, 31].abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("pattern", ["L", "S"])

@@ -140,3 +140,28 @@ def test_a_few_steps_on_one_batch_learn_it() -> None:
         optimizer.step(1.0, 0.9)
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_reset_forgets_and_dropped_gradients_are_gone() -> None:
+    model, fresh = Transformer(CONFIG), Transformer(CONFIG)
+    optimizer = MuonAdamW(model, PEAK)
+    step(model, optimizer, 0)
+    optimizer.reset()
+    model.load_state_dict(fresh.state_dict())
+    step(model, optimizer, 1)
+    step(fresh, MuonAdamW(fresh, PEAK), 1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+    model.head.grad = torch.ones_like(model.head)
+    optimizer.drop_gradients()
+    assert model.head.grad is None
+
+
+def test_bf16_orthogonalisation_takes_nearly_the_same_step() -> None:
+    exact, rounded = Transformer(CONFIG), Transformer(CONFIG)
+    step(exact, MuonAdamW(exact, PEAK), 0)
+    step(rounded, MuonAdamW(rounded, PEAK, compute_dtype=torch.bfloat16), 0)
+    before = dict(Transformer(CONFIG).named_parameters())
+    for name, parameter in exact.named_parameters():
+        if name.endswith(("qkv", "attention_out", "mlp_in", "mlp_out")):
+            moved = (parameter - before[name]).norm()
+            assert 0 < (parameter - rounded.get_parameter(name)).norm() < 0.1 * moved, name

@@ -82,7 +82,7 @@ def test_compile_rule():
 def test_every_automatic_choice_has_a_reason():
     reasons = " ".join(resolved().reasons)
     for choice in (
-        "depth 4",
+        "depth 3",
         "dtype float32",
         "torch.compile on",
         "attention",

@@ -25,11 +25,11 @@ EXERCISES: Mapping[str, Callable[[Random], Exercise]] = {
 }  # fmt: skip
 
 MID = {
-    "small_talk": 2, "storytelling": 2, "identity": 4, "fact": 20, "multiple_choice": 16, "arithmetic": 5,
+    "small_talk": 2, "storytelling": 2, "identity": 4, "fact": 28, "multiple_choice": 16, "arithmetic": 5,
     "word_problem": 4, "comparison": 9, "counting": 9, "spelling": 9, "letter_count": 9, "reading": 20,
 }  # fmt: skip
 SFT = {
-    "small_talk": 4, "storytelling": 2, "identity": 9, "fact": 22, "multiple_choice": 14, "arithmetic": 6,
+    "small_talk": 4, "storytelling": 1, "identity": 8, "fact": 28, "multiple_choice": 14, "arithmetic": 6,
     "word_problem": 5, "comparison": 8, "counting": 8, "spelling": 8, "letter_count": 8, "reading": 16,
 }  # fmt: skip
 

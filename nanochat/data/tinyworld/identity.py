@@ -16,10 +16,11 @@ ABOUT_ME = (
         questions=("Who are you?", "What are you called?", "How should I call you?", "What name do you have?",
                    "And who are you?", "Who am I talking to?", "Introduce yourself.", "Do you have a name?",
                    "Who is speaking?", "Say your name.",
-                   "What do they call you?", "What can I call you?", "What do your friends call you?",
+                   "What do people call you?", "What do they call you?",
+                   "What can I call you?", "What do your friends call you?",
                    "Could you introduce yourself?"),
         unseen=("What should I call you?", "Please introduce yourself.", "Who am I speaking to?",
-                "What name should I call you?", "What do people call you?"),
+                "What name should I call you?"),
     ),
     Relation(
         "my_kind", "identity", {"you": "language model"},

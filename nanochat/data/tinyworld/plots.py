@@ -35,9 +35,11 @@ def _who(event: str, person: str) -> Ask:
 def _colour(thing: str, colour: str) -> Ask:
     return Ask(
         (
-            f"What colour was the {thing}?", f"Which colour was the {thing}?", f"Tell me the colour of the {thing}.",
+            f"What colour was the {thing}?",
+            f"Which colour was the {thing}?",
+            f"Tell me the colour of the {thing}.",
             f"Name the colour of the {thing}.",
-        ),  # fmt: skip
+        ),
         f"The {thing} was {colour}.",
         colour,
     )

@@ -1,0 +1,69 @@
+"""The training benchmark: what it prints is what it measured."""
+
+import argparse
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from experiments import bench
+from experiments.benchmarks.train import StepTime, measure, report
+from nanochat.errors import UserError
+from nanochat.model import ModelConfig, train_flops_per_token
+
+TINY = ["--depth", "1", "--vocab-size", "64", "--seq-len", "16", "--batch-tokens", "64", "--steps", "3"]
+
+
+@pytest.fixture
+def settings_restored() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def test_figures_follow_from_times_and_peak(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ModelConfig.from_depth(4, 4096, 256)
+    options = argparse.Namespace(seq_len=256, batch_tokens=2048)
+    times = [StepTime(0.1, 0.2, 0.1), StepTime(0.15, 0.25, 0.1), StepTime(9.0, 9.0, 9.0)]
+    flops = train_flops_per_token(config, 256)
+    report(config, options, "float32", 12.3, times, (2048 / 0.25 * flops, 2048 / 0.5 * flops))
+    lines = capsys.readouterr().out.splitlines()
+    assert "8x256 tokens a step" in lines[0]
+    assert "first step 12.3 s" in lines[1]
+    assert "500 ms (forward 150  backward 250  optimizer 100)  4,096 tok/s" in lines[2]
+    assert lines[2].endswith("= 50% of the peak")
+    assert "400 ms" in lines[3]
+    assert "5,120 tok/s" in lines[3]
+    assert "pass 8,192 tok/s" in lines[4]
+
+
+def test_the_first_step_and_the_warm_up_are_not_counted() -> None:
+    seconds = iter([50.0, 4.0, 3.0, 2.0, 1.0, 1.0])
+    first, times = measure(lambda: StepTime(next(seconds), 0.0, 0.0), steps=2)
+    assert first == 50.0
+    assert [t.total for t in times] == [1.0, 1.0]
+
+
+@pytest.mark.usefixtures("settings_restored")
+def test_a_small_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["train", *TINY, "--compile", "off"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"dtype (float32|bfloat16): .* times as fast", out)
+    assert "compiled: no" in out
+    assert re.search(r"median +\d+ ms \(forward \d+  backward \d+  optimizer \d+\)  [\d,]+ tok/s", out)
+    assert "matmul peak" in out
+
+
+def test_impossible_sizes_are_refused_together() -> None:
+    with pytest.raises(UserError, match=r"--depth must be at least 1.*--steps must be at least 1"):
+        bench.main(["train", "--depth", "0", "--steps", "0"])
+    with pytest.raises(UserError, match="--batch-tokens 100 is not a multiple of --seq-len 64"):
+        bench.main(["train", "--batch-tokens", "100", "--seq-len", "64"])
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"there is no g\+\+ here"):
+        bench.main(["train", *TINY, "--compile", "on"])

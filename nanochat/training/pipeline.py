@@ -71,7 +71,7 @@ class _Pipeline:
         self.tokenizer = Tokenizer.load(self.run_.tokenizer_directory)
         if not self.config.trained_stages:
             return
-        self.peak_flops = measure_peaks(self.workers.device.type)[self.config.compute_dtype]
+        self.peak_flops = 0.0
         self.trainee = build_trainee(self.config, self.workers.device)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
         weights = open_checkpoint(Path(self.config.start_from)) if self.config.start_from else None
@@ -127,6 +127,9 @@ class _Pipeline:
         found = workers.from_lead(found)
         if found and found.step == config.num_iterations and self.run_.result_path(name).exists():
             return found
+        # Measured anew before each stage and the best kept: on a busy machine a single measurement is often low.
+        peak = measure_peaks(self.workers.device.type)[self.config.compute_dtype]
+        self.peak_flops = max(self.peak_flops, peak)
         identity: dict[str, Any] = {
             "model": to_dict(self.config.model),
             "tokenizer": self.tokenizer.fingerprint,

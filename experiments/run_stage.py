@@ -10,6 +10,7 @@ The same command again resumes an interrupted run. Exit codes: 0 done, 2 somethi
 
 import argparse
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -103,8 +104,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     console = make_console()
     request = _request(args)
-    run = Run((args.runs_dir / (args.name or args.mode)).absolute())
-    _check_name(run)
+    run = _named_run(args.mode if args.name is None else args.name, args.runs_dir)
     if args.plan and not run.exists():
         config, record = _new_record(request, args.runs_dir)
         _show_plan(console, run, config, record)
@@ -150,15 +150,13 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
-def _check_name(run: Run) -> None:
-    if (
-        run.name.startswith(".")
-        or run.name in ("", "..")
-        or not run.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-    ):
-        raise UserError(f"{run.name!r} cannot be the name of a run", "use letters, digits, - and _")
+def _named_run(name: str, runs_dir: Path) -> Run:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{name!r} cannot be the name of a run", "use letters, digits, - and _")
+    run = Run((runs_dir / name).absolute())
     if run.directory.exists() and not run.directory.is_dir():
         raise UserError(f"{run.directory} is a file", "choose another --name")
+    return run
 
 
 def _new_record(request: Request, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:

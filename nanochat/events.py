@@ -26,6 +26,14 @@ class Note(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """A process took the stage up again from its checkpoint of `step`; what was recorded of later steps is gone."""
+
+    kind: ClassVar[str] = "resumed"
+    step: int
+
+
+@dataclass(frozen=True)
 class StageStarted(Event):
     """Training of a stage begins, at `step` when resumed."""
 
@@ -100,7 +108,8 @@ class StageFinished(Event):
 
 Sink = Callable[[Event], None]
 KINDS: dict[str, type[Event]] = {
-    kind.kind: kind for kind in (Note, StageStarted, StepDone, Validated, Sampled, Saved, TasksScored, StageFinished)
+    kind.kind: kind
+    for kind in (Note, Resumed, StageStarted, StepDone, Validated, Sampled, Saved, TasksScored, StageFinished)
 }
 
 
@@ -146,12 +155,13 @@ def read_events(run_directory: Path, stage: str) -> Iterator[Event]:
 
 def forget_after(run_directory: Path, stage: str, step: int) -> None:
     """Drop what a stage recorded of steps after `step`: a resumed run takes those steps again."""
-    kept = [to_json(event) + "\n" for event in read_events(run_directory, stage) if getattr(event, "step", 0) <= step]
     path = metrics_path(run_directory, stage)
-    if path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+    if not path.exists():
+        return
+    kept = [event for event in read_events(run_directory, stage) if getattr(event, "step", 0) <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(to_json(event) + "\n" for event in (*kept, Resumed(stage, max(step, 0)))), encoding="utf-8")
+    os.replace(partial, path)
 
 
 class Follower:
@@ -173,10 +183,10 @@ class Follower:
             if not path.exists():
                 continue
             with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if self.identities.get(path, status.st_ino) != status.st_ino:
-                    offset = status.st_size  # rewritten by `forget_after`: what it kept was seen already
-                self.identities[path] = status.st_ino
+                identity = os.fstat(file.fileno()).st_ino
+                if self.identities.get(path, identity) != identity:  # rewritten: all before `Resumed` was seen
+                    offset = max(file.read().rfind(b'{"kind": "resumed"'), 0)
+                self.identities[path] = identity
                 file.seek(offset)
                 data = file.read()
             complete = data.rfind(b"\n") + 1

@@ -32,50 +32,34 @@ def duration(seconds: float) -> str:
 
 
 def stage_table(run: Run, plan: dict[str, Any]) -> Table:
-    """One row a finished stage; times and memory as estimate -> measurement."""
+    """One row a finished stage, what was estimated beside what was measured."""
     results = run.results()
-    expected = {stage["stage"]: stage for stage in plan["stages"]}
+    expected = {stage["stage"]: stage["train_s"] + stage["other_s"] for stage in plan["stages"]}
     rows: list[Row] = []
     if made := results.get("tokenizer"):
-        rows.append(
-            ("tokenizer", "", f"{made['characters'] / 1e6:.1f}M characters", duration(made["seconds"]), "", "", "", "")
-        )
+        characters = f"{made['characters'] / 1e6:.1f}M chars"
+        rows.append(("tokenizer", "", characters, "", duration(made["seconds"]), "", "", "", "", ""))
     for stage, result in results.items():
         if stage == "tokenizer":
             continue
-        guess = expected.get(stage)
-        seconds = result["train_s"] + result["other_s"]
-        time = (
-            duration(seconds)
-            if guess is None
-            else f"{duration(guess['train_s'] + guess['other_s'])} -> {duration(seconds)}"
-        )
         rows.append(
             (
                 stage,
                 f"{result['iterations']:,}",
                 f"{result['tokens']:,}",
-                time,
+                duration(expected[stage]) if stage in expected else "",
+                duration(result["train_s"] + result["other_s"]),
                 f"{result['tokens_per_second']:,.0f}",
                 f"{result['peak_share']:.0%}",
                 f"{result['first_val_bpb']:.3f} -> {result['val_bpb']:.3f}",
-                f"{plan['memory_bytes'] / 1e9:.1f} -> {result['peak_memory_bytes'] / 1e9:.1f} GB",
+                f"{plan['memory_bytes'] / 1e9:.1f} GB",
+                f"{result['peak_memory_bytes'] / 1e9:.1f} GB",
             )
         )
-    return Table(
-        "Stages",
-        (
-            "stage",
-            "iterations",
-            "tokens",
-            "time: estimate -> measured",
-            "tok/s",
-            "of matmul peak",
-            "val_bpb: start -> end",
-            "memory: estimate -> measured",
-        ),
-        tuple(rows),
-    )
+    columns = (
+        "stage", "iterations", "tokens", "time est.", "time", "tok/s", "of peak", "val_bpb", "memory est.", "memory"
+    )  # fmt: skip
+    return Table("Stages", columns, tuple(rows))
 
 
 def score_table(run: Run) -> Table | None:

@@ -160,7 +160,8 @@ def forget_after(run_directory: Path, stage: str, step: int) -> None:
         return
     kept = [event for event in read_events(run_directory, stage) if getattr(event, "step", 0) <= step]
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(to_json(event) + "\n" for event in (*kept, Resumed(stage, max(step, 0)))), encoding="utf-8")
+    kept.append(Resumed(stage, max(step, 0)))
+    partial.write_text("".join(to_json(event) + "\n" for event in kept), encoding="utf-8")
     os.replace(partial, path)
 
 

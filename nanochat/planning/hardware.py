@@ -79,7 +79,7 @@ def measure_peaks(device_type: str) -> dict[str, float]:
     }
 
 
-def _matmul_flops(dtype: torch.dtype, device_type: str, repeats: int = 6) -> float:
+def _matmul_flops(dtype: torch.dtype, device_type: str, repeats: int = 20) -> float:
     side = 8192 if device_type == "cuda" else 1536
     left, right = (torch.full((side, side), 0.5, dtype=dtype, device=device_type) for _ in range(2))
     best = float("inf")

@@ -50,7 +50,7 @@ GPU_BATCH_TOKENS = 524_288  # what the guide, and public nanochat, call an itera
 # TinyWorld, see experiments/LOG.md, 2026-11-22.
 CPU_LR_MULTIPLIER = 5.0
 CPU_SIZES = {
-    "demo": Size(3, 1024, 256, 20_000_000, 4 * 10**9, 270.0, CPU_LR_MULTIPLIER),
+    "demo": Size(3, 1024, 256, 20_000_000, 4 * 10**9, 290.0, CPU_LR_MULTIPLIER),
     "small": Size(4, 2048, 256, 50_000_000, 4 * 10**9, 1800.0, CPU_LR_MULTIPLIER),
     "medium": Size(5, 4096, 256, 50_000_000, 6 * 10**9, 7200.0, CPU_LR_MULTIPLIER),
     "full": Size(8, 4096, 512, 100_000_000, 8 * 10**9),

@@ -1,5 +1,9 @@
 """The one exception that is for the user: something they can change."""
 
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 
 class UserError(Exception):
     """A mistake or condition the user must act on: printed as one line and a hint, exit code 2, no traceback.

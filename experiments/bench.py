@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from experiments import cli
-from experiments.benchmarks import packing, train
+from experiments.benchmarks import chaos, checkpoint, packing, train
 
-PARTS = {"train": train, "packing": packing}
+PARTS = {"train": train, "packing": packing, "checkpoint": checkpoint, "chaos": chaos}
 
 
 def main(argv: list[str]) -> int:

@@ -2,12 +2,15 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nanochat.errors import UserError
+from nanochat.planning.hardware import Hardware
+
 # Each silences one kind of message that tells a user of a one-machine run nothing; set before Ray is imported.
 QUIET = {
-    "RAY_AUTH_MODE": "disabled",  # bound to this machine
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -16,29 +19,44 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process stop the training
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one that hangs is given up
     "GOMP_SPINCOUNT": "10000",  # wait a little: see LOG.md, 2026-11-22
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }
+OWN = {"RAY_AUTH_MODE": "disabled"}  # of a cluster that is bound to this machine
 
 
 @contextmanager
-def local_cluster(cpu_count: int, gpu_count: int) -> Iterator[None]:
-    """A Ray cluster of this process's own, gone when the block is left."""
-    for name, value in QUIET.items():
+def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str, float]]:
+    """The resources of a Ray cluster: of this process's own, gone when the block is left, or of one that runs at
+    `address`. Raises UserError when there is none."""
+    for name, value in (QUIET if address else QUIET | OWN).items():
         os.environ.setdefault(name, value)
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cpu_count,
-        num_gpus=gpu_count,
-        include_dashboard=False,
-        configure_logging=True,
-        logging_level=logging.ERROR,
-        logging_config=ray.LoggingConfig(log_level="ERROR"),
-        log_to_driver=True,
-    )
+    passed_on = {name: os.environ[name] for name in (*QUIET, "NANOCHAT_BASE_DIR") if name in os.environ}
+    remote = {"address": address, "runtime_env": {"env_vars": passed_on}}
+    gpus = hardware.device_count if hardware.device_type == "cuda" else 0
+    own = {"address": "local", "num_cpus": hardware.cpu_count, "num_gpus": gpus}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        ray.init(
+            **(remote if address else own),
+            include_dashboard=None if address else False,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            logging_config=ray.LoggingConfig(log_level="ERROR"),
+            log_to_driver=True,
+        )
+    except (ConnectionError, TimeoutError, ValueError) as error:
+        if not address:
+            raise
+        raise UserError(
+            f"no Ray cluster answers at {address}: {error}", "check --address; `ray status` on that machine shows it"
+        ) from None
+    for number, handler in handlers.items():  # Ray has put its own in place of the caller's
+        signal.signal(number, handler)
+    try:
+        yield ray.cluster_resources()
     finally:
         ray.shutdown()

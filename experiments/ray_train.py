@@ -1,51 +1,62 @@
 """One pipeline as one TorchTrainer fit: Ray places, watches and restarts workers; the run's own files are the truth."""
 
+import json
 import logging
 import shutil
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster import local_cluster
-from nanochat.errors import UserError
+from experiments.cluster import cluster
+from experiments.faults import planned_faults
+from nanochat.errors import FULL_DISK, UserError
 from nanochat.events import Event, JsonlSink, StageStarted, StepDone
 from nanochat.planning.hardware import Hardware
-from nanochat.run import Run, Status
+from nanochat.run import Run, Status, write_json
 
-MAX_WORKER_DEATHS = 8
+MAX_IDLE_STARTS = 6  # starts of the workers in a row between which nothing new was saved
+GRACE_S = 10.0  # for a worker that Ray has given up to be gone
 HEARTBEAT_S = 2.0
 POLL_S = 0.1
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How many workers, and where."""
+
+    num_workers: int = 1
+    min_workers: int | None = None
+    """Go on with as few as these when machines are lost; None: wait for all."""
+    address: str | None = None
+    """A running Ray cluster; None: one of this process's own."""
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How the worker ended: done, interrupted, user_error or bug."""
+    """How the workers ended: done, interrupted, user_error or bug."""
 
     state: str
     message: str = ""
     hint: str = ""
 
 
-def fit(run: Run, hardware: Hardware, num_workers: int, while_waiting: Callable[[], None]) -> Outcome:
+def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], None]) -> Outcome:
     """Train the run with Ray Train, calling `while_waiting` ten times a second meanwhile.
 
     Raises:
-        UserError: there are too few devices, or workers died again and again.
+        UserError: there are too few devices, no cluster at the address, or Ray gave up.
     """
-    use_gpu = hardware.device_type == "cuda"
-    if use_gpu and num_workers > hardware.device_count:
-        raise UserError(
-            f"--num-workers {num_workers}, and this machine has {hardware.device_count} GPUs",
-            f"use at most --num-workers {hardware.device_count}",
-        )
     box: list[Any] = []
-    with local_cluster(hardware.cpu_count, hardware.device_count if use_gpu else 0):
+    _Starts(run).path.unlink(missing_ok=True)
+    with cluster(hardware, scale.address) as resources:
+        settings = _scaling(hardware, scale, resources)
         # fit blocks and takes over SIGINT in the main thread: run elsewhere, it leaves signals and terminal to us
-        thread = threading.Thread(target=_fit_into, args=(box, run, hardware, num_workers), daemon=True)
+        thread = threading.Thread(target=_fit_into, args=(box, run, settings), daemon=True)
         thread.start()
         while thread.is_alive():
             while_waiting()
@@ -57,33 +68,44 @@ def fit(run: Run, hardware: Hardware, num_workers: int, while_waiting: Callable[
     return Outcome(**result)
 
 
-def _fit_into(box: list[Any], run: Run, hardware: Hardware, num_workers: int) -> None:
+def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> dict[str, Any]:
+    """Arguments of ScalingConfig. Raises UserError when the cluster cannot hold the workers."""
+    use_gpu = hardware.device_type == "cuda"
+    gpus = int(resources.get("GPU", 0))
+    if use_gpu and scale.num_workers > gpus:
+        raise UserError(
+            f"--num-workers {scale.num_workers}, and there are {gpus} GPUs", f"use at most --num-workers {gpus}"
+        )
+    cpus = max(resources["CPU"] / scale.num_workers, 0.1)
+    return {
+        "num_workers": (scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
+        "use_gpu": use_gpu,
+        "resources_per_worker": {"CPU": int(cpus) or cpus, **({"GPU": 1} if use_gpu else {})},
+    }
+
+
+def _fit_into(box: list[Any], run: Run, scaling: dict[str, Any]) -> None:
     try:
-        box.append(_fit(run, hardware, num_workers))
+        box.append(_fit(run, scaling))
     except BaseException as error:
         box.append(error)
 
 
-def _fit(run: Run, hardware: Hardware, num_workers: int) -> dict[str, str]:
+def _fit(run: Run, scaling: dict[str, Any]) -> dict[str, str]:
     import ray.train
     from ray.train.torch import TorchTrainer
 
     storage = run.directory / "ray"
     shutil.rmtree(storage, ignore_errors=True)  # nothing of Ray's is ever read back
-    use_gpu = hardware.device_type == "cuda"
-    cpus = max(hardware.cpu_count / num_workers, 0.1)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"run": str(run.directory)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": int(cpus) or cpus, **({"GPU": 1} if use_gpu else {})},
-        ),
+        scaling_config=ray.train.ScalingConfig(**scaling),
         run_config=ray.train.RunConfig(
             storage_path=str(storage),
             name="fit",
-            failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_DEATHS, controller_failure_limit=2),
+            # The workers themselves count starts that lead nowhere.
+            failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=2),
             logging_config=ray.train.LoggingConfig("ERROR"),
         ),
     )
@@ -91,8 +113,7 @@ def _fit(run: Run, hardware: Hardware, num_workers: int) -> dict[str, str]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(
-            f"the training worker died {MAX_WORKER_DEATHS + 1} times: {_last_line(error)}",
-            "if memory ran out, lower --device-batch-size; what was saved is kept, and the same command continues",
+            f"Ray gave up: {_last_line(error)}", "what was saved is kept, and the same command continues"
         ) from error
     return result.return_value
 
@@ -105,36 +126,87 @@ def _last_line(error: BaseException) -> str:
 def train_worker(settings: dict[str, str]) -> dict[str, str]:
     """What each worker runs. The outcome is returned rather than raised, so that Ray restarts only what died.
 
-    A bug in one of several workers is raised after all: Ray must take down the others, which wait for it.
+    One of several workers cannot return alone, as the others wait for it: it leaves word of its outcome and raises, Ray
+    starts the group anew, and the new one returns that outcome.
     """
-    import ray.train
     import ray.train.torch
     import torch
 
-    from nanochat.training.loop import Interrupted
-    from nanochat.training.pipeline import run_pipeline
     from nanochat.workers import Workers
 
     for chatty in ("ray.train", "rustbpe"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
-    device = ray.train.torch.get_device()
-    workers = Workers.current(device)
+    workers = Workers.current(ray.train.torch.get_device())
     run = Run(Path(settings["run"]))
+    starts = _Starts(run)
+    with run.owned(f"worker-{workers.rank}", wait_s=GRACE_S, evict=True):
+        ended = workers.from_lead(starts.begin() if workers.leads else None)
+        if ended is not None:
+            return asdict(ended)
+        outcome = _train(run, workers)
+        if workers.size > 1 and outcome.state not in ("done", "interrupted"):
+            starts.leave(outcome)
+            raise RuntimeError(outcome.message)
+    return asdict(outcome)
+
+
+def _train(run: Run, workers: Any) -> Outcome:
+    from nanochat.training.loop import Interrupted
+    from nanochat.training.pipeline import run_pipeline
+
     emit = _Reporter(run) if workers.leads else _ignore
     try:
-        with run.owned(f"worker-{workers.rank}", wait_s=60):  # the one before may live a few seconds more
-            run_pipeline(run, workers, emit, run.stop_requested)
-        return vars(Outcome("done"))
+        run_pipeline(run, workers, emit, run.stop_requested, planned_faults(run))
+        return Outcome("done")
     except Interrupted:
-        return vars(Outcome("interrupted"))
+        return Outcome("interrupted")
     except UserError as error:
-        return vars(Outcome("user_error", error.message, error.hint))
+        return Outcome("user_error", error.message, error.hint)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            return Outcome("bug", traceback.format_exc())
+        message = f"the disk is full: {error}"
+        return Outcome("user_error", message, "make room, and the same command continues from the last checkpoint")
     except Exception:
-        if workers.size > 1:
-            raise
-        return vars(Outcome("bug", traceback.format_exc()))
+        return Outcome("bug", traceback.format_exc())
+
+
+@dataclass(frozen=True)
+class _Starts:
+    """How often workers began without anything new being saved, and how the last ones ended if they said so."""
+
+    run: Run
+
+    @property
+    def path(self) -> Path:
+        return self.run.directory / "starts.json"
+
+    def begin(self) -> Outcome | None:
+        """Count a start. The outcome to end with at once: the one left behind, or that this leads nowhere."""
+        saved = sorted(str(path) for path in self.run.directory.glob("*/checkpoints/step_*"))
+        last = self._read()
+        count = last["count"] + 1 if last.get("saved") == saved else 1
+        if last.get("outcome", {}).get("state") == "user_error":
+            return Outcome(**last["outcome"])
+        if count > MAX_IDLE_STARTS:
+            return Outcome(**last["outcome"]) if "outcome" in last else Outcome(
+                "user_error",
+                f"the training worker died {MAX_IDLE_STARTS} times at the same place",
+                "if memory ran out, lower --device-batch-size; what was saved is kept, and the same command continues",
+            )
+        write_json(self.path, {"saved": saved, "count": count})
+        return None
+
+    def leave(self, outcome: Outcome) -> None:
+        """For the next workers to find."""
+        write_json(self.path, {**self._read(), "outcome": asdict(outcome)})
+
+    def _read(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        return {}
 
 
 def _ignore(event: Event) -> None:

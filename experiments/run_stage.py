@@ -24,17 +24,18 @@ from typing import Any
 from rich.console import Console
 
 from experiments import cli
-from experiments.ray_train import Outcome, fit
+from experiments.ray_train import Outcome, Scale, fit
 from experiments.terminal import Display, make_console, show_table
-from nanochat.config import STAGES, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
+from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.data.documents import find_documents, read_documents
-from nanochat.data.sources import TINYWORLD
+from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower
 from nanochat.inference.load import find_run, newest_checkpoint
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.estimate import estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware
+from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import conversation, duration, plan_table, score_table, stage_table, write_report
@@ -79,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     add("--device-batch-size", type=int, help="rows of a forward pass; lower it when memory runs out")
     add("--num-iterations", type=int, help="steps of the one stage chosen with --stage; overrides every rule")
     add("--num-workers", type=int, default=1, help="processes, each with a GPU where there are GPUs (default: 1)")
+    add("--min-workers", type=int, help="go on with as few as these when machines are lost (default: wait for all)")
+    add("--address", help="Ray cluster to join, every machine of which sees --runs-dir (default: one on this machine)")
     add(
         "--compile",
         choices=("auto", "on", "off"),
@@ -109,7 +112,7 @@ def main(argv: list[str]) -> int:
         config, record = _new_record(request, args.runs_dir)
         _show_plan(console, run, config, record)
         return 0
-    with run.owned("driver"):
+    with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
         if run.exists():
             config, record = _continued(run, request)
         else:
@@ -119,7 +122,7 @@ def main(argv: list[str]) -> int:
         if args.plan:
             return 0
         write_json(run.record_path, {"config": to_dict(config), **record})
-        return _train(console, run, config, record, request.num_workers)
+        return _train(console, run, config, record, Scale(args.num_workers, args.min_workers, args.address))
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -131,6 +134,11 @@ def _request(args: argparse.Namespace) -> Request:
         )
     if args.num_workers < 1:
         raise UserError(f"--num-workers must be at least 1, not {args.num_workers}", "leave it out for one")
+    if args.min_workers is not None and not 1 <= args.min_workers <= args.num_workers:
+        raise UserError(
+            f"--min-workers must be between 1 and --num-workers {args.num_workers}, not {args.min_workers}",
+            "leave it out to wait for all",
+        )
     data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
     return Request(
         mode=args.mode,
@@ -167,7 +175,8 @@ def _new_record(request: Request, runs_dir: Path) -> tuple[RunConfig, dict[str, 
         checkpoint, start_model = _start_checkpoint(request.start_from, runs_dir)
     hardware = detect_hardware()
     compiler = shutil.which("g++") or shutil.which("clang++")
-    resolved = resolve(request, hardware, compiler=compiler, start_model=start_model)
+    memory = MemoryRecord(cache_directory(), hardware.name)
+    resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, memory=memory)
     config = replace(resolved.config, start_from=checkpoint)
     plan = estimate(config, hardware, request.num_workers)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
@@ -300,7 +309,7 @@ class _Stop:
         self.display.say("stopping: this step is finished and saved first (once more to stop at once)")
 
 
-def _train(console: Console, run: Run, config: RunConfig, record: dict[str, Any], num_workers: int) -> int:
+def _train(console: Console, run: Run, config: RunConfig, record: dict[str, Any], scale: Scale) -> int:
     hardware = Hardware(**{key: value for key, value in record["hardware"].items() if key != "description"})
     follower = Follower(run.directory, STAGES)
     follower.skip_existing()
@@ -311,7 +320,7 @@ def _train(console: Console, run: Run, config: RunConfig, record: dict[str, Any]
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         display.say("starting Ray")
         try:
-            outcome = fit(run, hardware, num_workers, lambda: [display(event) for event in follower.poll()] and None)
+            outcome = fit(run, hardware, scale, lambda: [display(event) for event in follower.poll()] and None)
         except UserError as error:
             outcome = Outcome("user_error", error.message, error.hint)
         except KeyboardInterrupt:

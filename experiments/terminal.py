@@ -10,7 +10,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from nanochat.events import Event, Note, Saved, StageFinished, StageStarted, StepDone, TasksScored, Validated
+from nanochat.events import (
+    Event,
+    Note,
+    RolledBack,
+    Saved,
+    StageFinished,
+    StageStarted,
+    StepDone,
+    TasksScored,
+    Validated,
+)
 from nanochat.report import Table, duration
 
 PLAIN_EVERY_S = 5.0
@@ -76,6 +86,11 @@ class Display:
                 self.val_bpb = val_bpb
                 if self.bar is None:
                     self.say(f"{event.stage} {event.step}/{self.total}  val_bpb {val_bpb:.4f}")
+            case RolledBack():
+                self.say(
+                    f"[yellow]warning: {event.stage} diverged at step {event.step:,}: back to step {event.to_step:,}, "
+                    f"past the data since, with {event.lr_scale:g} of the learning rate[/yellow]"
+                )
             case Saved() if self.bar is None:
                 self.say(f"{event.stage} {event.step}/{self.total}  checkpoint saved")
             case TasksScored(scores={"overall": overall}):

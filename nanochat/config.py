@@ -13,6 +13,7 @@ from nanochat.optim.schedule import Schedule
 
 TRAINED_STAGES = ("base", "mid", "sft")
 STAGES = ("tokenizer", *TRAINED_STAGES)
+TINYWORLD = "tinyworld"  # the built-in data
 PACKINGS = ("best_fit", "stream")
 DTYPES = ("float32", "bfloat16")
 
@@ -51,6 +52,12 @@ class StageConfig:
     """Questions of the task suite answered at the end of the stage; 0 for none."""
     checkpoint_every: int = 100
     """Steps between checkpoints; there is always one at the end."""
+    max_skipped_steps: int = 3
+    """Steps in a row whose loss or gradient is not finite before the stage goes back to its last checkpoint."""
+    max_rollbacks: int = 3
+    """How often a stage goes back before it fails."""
+    rollback_lr_factor: float = 0.5
+    """Factor on the learning rate from each rollback on."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class RunConfig:
     """Training attention kernel, see nanochat.model.attention."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept of each stage."""
+    keep_best_checkpoint: bool = False
+    """Whether each stage also keeps the checkpoint of the lowest val_bpb."""
 
     def stage(self, name: str) -> StageConfig:
         """The configuration of one trained stage."""
@@ -125,22 +134,31 @@ def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[
             ("eval_tokens", 1),
             ("eval_questions", 0),
             ("checkpoint_every", 1),
+            ("max_skipped_steps", 1),
+            ("max_rollbacks", 0),
         )
         if getattr(stage, field) < least
     ]
-    if stage.lr_multiplier <= 0:
-        found.append(f"lr_multiplier must be positive, not {stage.lr_multiplier}")
+    found += [
+        f"{field} must be positive, not {getattr(stage, field)}"
+        for field in ("lr_multiplier", "rollback_lr_factor")
+        if not getattr(stage, field) > 0
+    ]
     if stage.packing not in PACKINGS:
         found.append(f"packing must be one of {', '.join(PACKINGS)}, not {stage.packing!r}")
     found += [f"schedule.{problem}" for problem in stage.schedule.problems()]
-    micro = stage.device_batch_size * seq_len * num_workers
+    micro = stage.device_batch_size * seq_len
     if micro > 0 and stage.total_batch_size % micro:
         nearest = max(round(stage.total_batch_size / micro), 1) * micro
         found.append(
-            f"total_batch_size {stage.total_batch_size:,} does not divide into "
-            f"device_batch_size {stage.device_batch_size} "
-            f"x max_seq_len {seq_len} x {num_workers} worker{'s' * (num_workers > 1)} = {micro:,} tokens; "
+            f"total_batch_size {stage.total_batch_size:,} does not divide into device_batch_size "
+            f"{stage.device_batch_size} x max_seq_len {seq_len} = {micro:,} tokens; "
             f"the nearest that does is --total-batch-size {nearest}"
+        )
+    elif stage.total_batch_size < seq_len * num_workers:
+        found.append(
+            f"total_batch_size {stage.total_batch_size:,} has fewer rows of {seq_len} tokens than there are workers; "
+            f"use at most --num-workers {stage.total_batch_size // seq_len}"
         )
     return found
 

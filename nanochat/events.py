@@ -1,11 +1,16 @@
 """What happens in a run, as typed events that sinks consume; nothing else reports progress, and nothing greps a log."""
 
+import errno
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+from nanochat.errors import FULL_DISK
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,23 @@ class Sampled(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint is on disk."""
+    """A checkpoint is on disk; `seconds` is what writing it took beside the training."""
 
     kind: ClassVar[str] = "saved"
     step: int
     path: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """Training went back from `step` to `to_step`, leaves out the data between, and goes on with `lr_scale` of the
+    learning rate."""
+
+    kind: ClassVar[str] = "rolled_back"
+    step: int
+    to_step: int
+    lr_scale: float
 
 
 @dataclass(frozen=True)
@@ -109,8 +125,10 @@ class StageFinished(Event):
 Sink = Callable[[Event], None]
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
-    for kind in (Note, Resumed, StageStarted, StepDone, Validated, Sampled, Saved, TasksScored, StageFinished)
-}
+    for kind in (
+        Note, Resumed, StageStarted, StepDone, RolledBack, Validated, Sampled, Saved, TasksScored, StageFinished,
+    )
+}  # fmt: skip
 
 
 def to_json(event: Event) -> str:
@@ -128,16 +146,35 @@ def from_json(line: str) -> Event:
 
 
 class JsonlSink:
-    """Appends events to `<run>/<stage>/metrics.jsonl`, one line each, visible to readers at once."""
+    """Appends events to `<run>/<stage>/metrics.jsonl`, one line each, visible to readers at once.
+
+    While the disk is full it keeps the latest lines in memory and writes them once there is room: training does not
+    end for its record.
+    """
 
     def __init__(self, run_directory: Path) -> None:
         self.run_directory = run_directory
+        self._waiting: deque[tuple[Path, bytes]] = deque(maxlen=100_000)
 
     def __call__(self, event: Event) -> None:
-        path = metrics_path(self.run_directory, event.stage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(to_json(event) + "\n")
+        self._waiting.append((metrics_path(self.run_directory, event.stage), _line(event)))
+        try:
+            while self._waiting:
+                _append_whole(*self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+
+
+def _append_whole(path: Path, line: bytes) -> None:
+    """Append a line or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        if file.write(line) < len(line):  # a disk that fills up takes a part
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def metrics_path(run_directory: Path, stage: str) -> Path:
@@ -148,20 +185,28 @@ def read_events(run_directory: Path, stage: str) -> Iterator[Event]:
     """All complete events of a stage so far; a line cut off by a crash is left out."""
     path = metrics_path(run_directory, stage)
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield from _parsed(line)
+        yield from _parsed(path.read_bytes())
 
 
-def forget_after(run_directory: Path, stage: str, step: int) -> None:
-    """Drop what a stage recorded of steps after `step`: a resumed run takes those steps again."""
+def recorded_bytes(run_directory: Path, stage: str) -> int:
+    """How much a stage has recorded so far: kept in a checkpoint, it says what came before it."""
+    path = metrics_path(run_directory, stage)
+    return path.stat().st_size if path.exists() else 0
+
+
+def forget_after(run_directory: Path, stage: str, recorded: int, step: int) -> None:
+    """Drop the steps a stage recorded after its first `recorded` bytes: resumed at `step`, it takes them again.
+
+    Notes stay, and so does the record of earlier resumes.
+    """
     path = metrics_path(run_directory, stage)
     if not path.exists():
         return
-    kept = [event for event in read_events(run_directory, stage) if getattr(event, "step", 0) <= step]
+    data = path.read_bytes()
+    before = data[: data.rfind(b"\n", 0, recorded) + 1]
+    stays = [event for event in _parsed(data[len(before) :]) if isinstance(event, Note | Resumed)]
     partial = path.with_suffix(".partial")
-    kept.append(Resumed(stage, max(step, 0)))
-    partial.write_text("".join(to_json(event) + "\n" for event in kept), encoding="utf-8")
+    partial.write_bytes(before + b"".join(_line(event) for event in [*stays, Resumed(stage, step)]))
     os.replace(partial, path)
 
 
@@ -192,12 +237,15 @@ class Follower:
                 data = file.read()
             complete = data.rfind(b"\n") + 1
             self.paths[path] = offset + complete
-            for line in data[:complete].decode("utf-8").splitlines():
-                yield from _parsed(line)
+            yield from _parsed(data)
 
 
-def _parsed(line: str) -> Iterator[Event]:
-    try:
-        yield from_json(line)
-    except ValueError:
-        return  # a line glued together by a crash in mid-write
+def _line(event: Event) -> bytes:
+    return to_json(event).encode("utf-8") + b"\n"
+
+
+def _parsed(data: bytes) -> Iterator[Event]:
+    """The events of all whole lines; lines that a crash glued together in mid-write are left out."""
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        with suppress(ValueError):
+            yield from_json(line.decode("utf-8"))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.config import RunConfig
-from nanochat.events import Sampled, read_events
+from nanochat.config import STAGES, RunConfig
+from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
 from nanochat.run import Run
 
 Row = tuple[str, ...]
@@ -74,6 +74,26 @@ def score_table(run: Run) -> Table | None:
     return Table(f"Task accuracies after {asked[-1]['stage']}", ("skill", "accuracy", "chance", "questions"), rows)
 
 
+def mishaps(run: Run) -> list[str]:
+    """What went wrong on the way and how it went on, in order: restarts, steps skipped, rollbacks, warnings."""
+    told = []
+    for stage in STAGES:
+        for event in read_events(run.directory, stage):
+            match event:
+                case Resumed(step=step):
+                    told.append(f"{stage}: taken up again at step {step:,}")
+                case StepDone(step=step, skipped=True):
+                    told.append(f"{stage}: step {step:,} skipped, its loss or gradient was not finite")
+                case RolledBack():
+                    told.append(
+                        f"{stage}: back from step {event.step:,} to {event.to_step:,}, the data between left out, "
+                        f"{event.lr_scale:g} of the learning rate"
+                    )
+                case Note(text=text, warning=True):
+                    told.append(f"{stage}: {text}")
+    return told
+
+
 def conversation(run: Run, stages: tuple[str, ...]) -> list[tuple[str, str]]:
     """The latest questions and answers that the last stage recorded."""
     for stage in reversed(stages):
@@ -116,6 +136,8 @@ def write_report(run: Run) -> None:
         parts.append(scores.markdown())
     if said := conversation(run, config.trained_stages):
         parts.append("## Conversation\n\n" + "\n".join(f"> **{prompt}**\n>\n> {text}\n" for prompt, text in said))
+    if told := mishaps(run):
+        parts.append("## Mishaps\n\n" + "\n".join(f"- {line}" for line in told) + "\n")
     parts.append(plan_table(config, record["plan"]).markdown())
     parts.append("## Choices\n\n" + "\n".join(f"- {reason}" for reason in record["reasons"]) + "\n")
     parts.append(

@@ -1,29 +1,35 @@
 """A run on disk: one directory, one owner at a time, and a status that anybody may read."""
 
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat.config import RunConfig, from_dict, to_dict
-from nanochat.errors import UserError
+from nanochat.errors import FULL_DISK, UserError
+from nanochat.lock import Owner, held, read_owner
+
+SILENCE_S = 60.0  # after this long without a heartbeat an owner on another machine counts as gone
 
 
 def write_json(path: Path, data: Any) -> None:
     """Replace `path` as a whole: a reader sees the old or the new, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(data, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,18 @@ class Run:
         }
 
     def status(self) -> Status | None:
-        path = self.directory / "status.json"
-        return Status(**_read_json(path)) if path.exists() else None
+        """What the run says it is doing; None where it says nothing that makes sense, which harms nothing."""
+        with suppress(OSError, ValueError, TypeError):
+            return Status(**json.loads((self.directory / "status.json").read_text(encoding="utf-8")))
+        return None
 
     def write_status(self, status: Status) -> None:
-        write_json(self.directory / "status.json", asdict(status))
+        """On a full disk the old status stays: training does not end for it."""
+        try:
+            write_json(self.directory / "status.json", asdict(status))
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
 
     # A graceful stop is a file, so that it reaches every worker on any machine that sees the run.
 
@@ -113,30 +126,25 @@ class Run:
         return self._stop_path.exists()
 
     @contextmanager
-    def owned(self, role: str, wait_s: float = 0.0) -> Iterator[None]:
-        """Hold the run as its only `role`. The kernel frees the lock when the process ends, however it ends.
-
-        Raises UserError naming the living owner when it does not let go within `wait_s` seconds.
-        """
+    def owned(
+        self, role: str, wait_s: float = 0.0, *, evict: bool = False, say: Callable[[str], None] = lambda text: None
+    ) -> Iterator[None]:
+        """Hold the run as its only `role`; arguments and errors as `lock.held`."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / f"{role}.lock").open("a+", encoding="utf-8") as file:
-            deadline = time.monotonic() + wait_s
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        file.seek(0)
-                        raise UserError(
-                            f"run {self.name!r} is in use by process {file.read().strip() or '?'}",
-                            "wait for it, stop it with Ctrl-C, or give this run another --name",
-                        ) from None
-                    time.sleep(0.2)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        what = f"run {self.name!r}"
+        with held(self._lock_path(role), what, wait_s=wait_s, evict=evict, say=say, heard_of=self._heard_of):
             yield
+
+    def owner(self, role: str) -> Owner | None:
+        """The process that holds the run as `role`, or died with it."""
+        return read_owner(self._lock_path(role))
+
+    def _lock_path(self, role: str) -> Path:
+        return self.directory / f"{role}.lock"
+
+    def _heard_of(self) -> bool:
+        status = self.status()
+        return status is not None and status.state == "running" and time.time() - status.heartbeat < SILENCE_S
 
 
 def create(directory: Path, config: RunConfig, record: dict[str, Any]) -> Run:

@@ -1,12 +1,24 @@
 """The processes that train one model together. A single worker needs no process group, and none is made."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@dataclass
+class Traffic:
+    """What one worker has sent, in bytes of tensors, by the ring algorithm of each collective.
+
+    With W workers and S bytes, the whole tensor's: a reduce-scatter or an all-gather sends (W-1)/W · S from each
+    worker, an all-reduce, which is one after the other, 2(W-1)/W · S; a gather sends S/W from each but the one that
+    gathers. These are least possible for bandwidth (Thakur, Rabenseifner & Gropp 2005, "Optimization of Collective
+    Communication Operations in MPICH"; the factors of nccl-tests' PERFORMANCE.md). The backend may send more.
+    """
+
+    bytes_sent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -16,6 +28,8 @@ class Workers:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
+    """Counts what is sent through this object; not the objects of `from_lead`."""
 
     @classmethod
     def current(cls, device: torch.device) -> "Workers":
@@ -35,17 +49,43 @@ class Workers:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
+        self._count(2 * tensor.nbytes)
         return tensor.tolist()
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace every gradient by its sum over the workers; one message for all."""
+    def reduce_scatter(self, segments: Tensor) -> Tensor:
+        """This rank's segment, summed over the workers.
+
+        Args:
+            segments: (size, length), one segment for each rank.
+
+        Returns:
+            (length,). With a single worker, the memory of `segments`.
+        """
         if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+            return segments[0]
+        own = torch.empty_like(segments[0])
+        _either("reduce_scatter_single", "reduce_scatter_tensor")(own, segments.view(-1))  # gloo wants it flat
+        self._count(segments.nbytes)
+        return own
+
+    def all_gather(self, segment: Tensor) -> Tensor:
+        """Every rank's segment (length,), of equal lengths, as (size, length). With a single worker, the same memory.
+        """
+        if self.size == 1:
+            return segment[None]
+        segments = segment.new_empty(self.size, len(segment))
+        _either("all_gather_single", "all_gather_into_tensor")(segments.view(-1), segment)
+        self._count(segments.nbytes)
+        return segments
+
+    def gather(self, segment: Tensor) -> list[Tensor]:
+        """Every rank's segment, of equal shapes, on rank 0; an empty list on the others."""
+        if self.size == 1:
+            return [segment]
+        segments = [torch.empty_like(segment) for _ in range(self.size)] if self.leads else []
+        dist.gather(segment, segments or None)
+        self.traffic.bytes_sent += 0 if self.leads else segment.nbytes
+        return segments
 
     def from_lead(self, value: Any) -> Any:
         """Rank 0's value, on every worker. The others wait for it."""
@@ -54,3 +94,12 @@ class Workers:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def _count(self, size: int) -> None:
+        """A ring has passed `size` bytes on, each worker all but its own share."""
+        self.traffic.bytes_sent += (self.size - 1) / self.size * size
+
+
+def _either(name: str, before: str) -> Any:
+    """A collective of torch.distributed by its name since torch 2.13, or the one before."""
+    return getattr(dist, name, None) or getattr(dist, before)

@@ -126,7 +126,8 @@ def test_only_the_stages_of_the_run_are_checked():
 
 
 def test_workers_share_the_batch():
-    config = make_config(base=StageConfig(10, 1024, 8, Schedule()))  # 8 rows x 64 tokens
-    check(config, num_workers=2)
-    with pytest.raises(UserError, match="x 4 workers"):
-        check(config, num_workers=4)
+    config = make_config(base=StageConfig(10, 1024, 8, Schedule()))  # 16 rows of 64 tokens
+    for num_workers in (2, 3, 16):  # unequal shares are fine
+        check(config, num_workers)
+    with pytest.raises(UserError, match="use at most --num-workers 16"):
+        check(config, num_workers=17)

@@ -3,6 +3,7 @@ from nanochat.events import (
     JsonlSink,
     Note,
     Resumed,
+    RolledBack,
     Sampled,
     StepDone,
     Validated,
@@ -10,8 +11,11 @@ from nanochat.events import (
     from_json,
     metrics_path,
     read_events,
+    recorded_bytes,
     to_json,
 )
+from nanochat.run import Run, Status
+from tests.full_disk import fill, small_disk
 
 
 def step(number: int) -> StepDone:
@@ -38,12 +42,35 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
 
 def test_forgetting_keeps_what_came_before_the_checkpoint(tmp_path):
     sink = JsonlSink(tmp_path)
-    events = [step(1), step(2), Validated("base", 2, 1.0, 0.1), step(3), step(4)]
+    note = Note("base", "the disk is full", warning=True)
+    events = [step(1), step(2), Validated("base", 2, 1.0, 0.1), step(3), note, step(4)]
+    for event in events[:3]:
+        sink(event)
+    recorded = recorded_bytes(tmp_path, "base")
+    for event in events[3:]:
+        sink(event)
+    forget_after(tmp_path, "base", recorded, 2)
+    assert list(read_events(tmp_path, "base")) == [*events[:3], note, Resumed("base", 2)]
+    forget_after(tmp_path, "mid", 0, 0)  # a stage that recorded nothing
+    assert not metrics_path(tmp_path, "mid").exists()
+
+
+def test_a_rollback_that_a_checkpoint_has_seen_is_kept(tmp_path):
+    """Order decides, not step numbers: step 3 came before the rollback to 1 and is part of the record."""
+    sink = JsonlSink(tmp_path)
+    events = [step(1), step(2), step(3), RolledBack("base", 3, 1, 0.5), step(2)]
     for event in events:
         sink(event)
-    forget_after(tmp_path, "base", 2)
-    assert list(read_events(tmp_path, "base")) == [*events[:3], Resumed("base", 2)]
-    forget_after(tmp_path, "mid", 0)  # a stage that recorded nothing
+    recorded = recorded_bytes(tmp_path, "base")
+    sink(step(3))
+    forget_after(tmp_path, "base", recorded, 2)
+    assert list(read_events(tmp_path, "base")) == [*events, Resumed("base", 2)]
+
+
+def test_unusual_line_ends_in_a_text_do_not_break_its_line(tmp_path):
+    sampled = Sampled("sft", 1, "a", "b\u2028c\x85d\re")
+    JsonlSink(tmp_path)(sampled)
+    assert list(read_events(tmp_path, "sft")) == [sampled]
 
 
 def test_follower_sees_each_event_once(tmp_path):
@@ -57,7 +84,7 @@ def test_follower_sees_each_event_once(tmp_path):
     with metrics_path(tmp_path, "base").open("a") as file:
         file.write("\n")
     assert list(follower.poll()) == [step(2)]
-    forget_after(tmp_path, "base", 1)
+    forget_after(tmp_path, "base", len(to_json(step(1))) + 1, 1)
     sink(step(2))  # before anybody looked
     assert list(follower.poll()) == [Resumed("base", 1), step(2)]
     assert list(follower.poll()) == []
@@ -70,3 +97,26 @@ def test_follower_can_start_late(tmp_path):
     follower.skip_existing()
     sink(step(2))
     assert list(follower.poll()) == [step(2)]
+
+
+def test_a_full_disk_keeps_events_waiting_and_in_order(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as disk:
+        sink = JsonlSink(disk)
+        sink(step(1))
+        ballast = fill(disk)
+        for number in range(2, 60):  # beyond what the file's last page still holds
+            sink(step(number))
+        assert 1 <= len(list(read_events(disk, "base"))) < 59
+        ballast.unlink()
+        sink(step(60))
+        assert [event.step for event in read_events(disk, "base")] == list(range(1, 61))
+
+
+def test_a_status_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as disk:
+        run = Run(disk)
+        run.write_status(Status("running", "base", 1))
+        fill(disk)
+        run.write_status(Status("running", "base", 2))
+        assert run.status().step == 1
+        assert sorted(path.name for path in disk.iterdir()) == ["ballast", "status.json"]

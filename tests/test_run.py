@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import asdict, replace
 
+import psutil
 import pytest
 
 from nanochat.errors import UserError
+from nanochat.lock import Owner
 from nanochat.run import Run, Status, create, write_json
 from tests.test_config import make_config
 
@@ -74,5 +76,86 @@ def test_a_second_process_is_refused_and_a_dead_one_lets_go(tmp_path):
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    with run.owned("driver", wait_s=5):
-        assert Path(run.directory / "driver.lock").read_text() == str(os.getpid())
+    told = []
+    with run.owned("driver", wait_s=5, say=told.append):
+        assert run.owner("driver").pid == os.getpid()
+    assert told == [text for text in told if f"process {holder.pid} on" in text and "taking over" in text] != []
+    assert run.owner("driver") is None
+    with run.owned("driver", say=pytest.fail):  # released, not left behind: nothing to tell
+        pass
+
+
+def left_behind(run: Run, **changes) -> Owner:
+    """The lock of an owner that did not release it."""
+    owner = replace(Owner.here(), **{"pid": 1, **changes})
+    run.directory.mkdir(exist_ok=True)
+    (run.directory / "driver.lock").write_text(json.dumps(asdict(owner)))
+    return owner
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": 2**22 + 1}, {"boot_id": "another boot"}, {"started": 12.0}],
+    ids=["gone", "rebooted", "its pid is another process's now"],
+)
+def test_a_dead_owner_is_taken_over_with_a_message(tmp_path, changes):
+    run, told = Run(tmp_path / "r"), []
+    owner = left_behind(run, **changes)
+    assert not owner.alive()
+    with run.owned("driver", say=told.append):
+        pass
+    assert "is gone: taking over" in told[0]
+
+
+def test_an_owner_the_kernels_lock_does_not_reach_is_believed_while_it_lives(tmp_path):
+    run = Run(tmp_path / "r")
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        left_behind(run, pid=process.pid, started=psutil.Process(process.pid).create_time())
+        with pytest.raises(UserError, match=f"in use by process {process.pid}"), run.owned("driver"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_owner_on_another_machine_is_believed_while_its_heart_beats(tmp_path):
+    run, told = Run(tmp_path / "r"), []
+    left_behind(run, host="elsewhere", boot_id="other")
+    run.write_status(Status("running"))
+    with pytest.raises(UserError, match="in use by process 1 on elsewhere"), run.owned("driver"):
+        pass
+    run.write_status(Status("running", heartbeat=time.time() - 61))
+    with run.owned("driver", say=told.append):
+        pass
+    assert "on elsewhere" in told[0]
+
+
+def test_nonsense_in_a_lock_file_locks_nobody_out(tmp_path):
+    run = Run(tmp_path / "r")
+    run.directory.mkdir()
+    for text in ("123", "{", '{"pid": 1}', "[]"):
+        (run.directory / "driver.lock").write_text(text)
+        assert run.owner("driver") is None
+        with run.owned("driver"):
+            assert run.owner("driver").pid == os.getpid()
+
+
+def test_an_owner_that_was_given_up_is_evicted(tmp_path):
+    run = Run(tmp_path / "r")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)  # stuck for good
+        with run.owned("driver", wait_s=0.5, evict=True):
+            assert holder.wait(5) == -signal.SIGKILL
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"state": "running", "mood": "good"}'])
+def test_a_damaged_status_says_nothing(tmp_path, text):
+    run = Run(tmp_path)
+    (tmp_path / "status.json").write_text(text)
+    assert run.status() is None

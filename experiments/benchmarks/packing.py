@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from nanochat.config import PACKINGS
+from nanochat.config import PACKINGS, TINYWORLD
 from nanochat.data.batches import Batches
 from nanochat.data.shards import build_text_shards
-from nanochat.data.sources import TINYWORLD, cache_directory, open_sources
+from nanochat.data.sources import cache_directory, open_sources
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request, resolve
@@ -56,15 +56,23 @@ def run(args: argparse.Namespace) -> int:
                 stage = replace(
                     config.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps
                 )
-                trainee = build_trainee(replace(config, seed=seed, base=stage), torch.device("cpu"))
+                trainee = build_trainee(replace(config, seed=seed, base=stage), Workers())
 
                 def bpb(rows: str, model=trainee.model) -> float:
                     return bits_per_byte(
                         model, val[rows], sizes, max_tokens=40_960, rows_per_batch=8, workers=Workers()
                     )
 
-                store = CheckpointStore(Path(scratch) / packing / str(seed))
-                around = Surroundings(Workers(), store, lambda event: None, lambda: 0.0, lambda: False, {}, 1.0)
+                around = Surroundings(
+                    workers=Workers(),
+                    store=CheckpointStore(Path(scratch) / packing / str(seed)),
+                    emit=lambda event: None,
+                    validate=lambda rows: 0.0,
+                    should_stop=lambda: False,
+                    restore=lambda: None,
+                    identity={},
+                    peak_flops=1.0,
+                )
                 result = train_stage(
                     "base", stage, trainee, Batches(train, args.batch_tokens // args.max_seq_len, seed), around, None
                 )

@@ -64,16 +64,21 @@ class Batches:
             indices[here] = self._order(epoch)[within[here]]
         return indices
 
+    @property
+    def row_tokens(self) -> int:
+        return self._dataset.row_tokens
+
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """The rank's share of the batch of a step: its contiguous part of the global batch's rows.
+        """The rank's share of the batch of a step: its contiguous part of the global batch's rows, as equal as whole
+        rows allow. Unequal shares do no harm: the loss is a sum over tokens divided by their global number.
 
         Raises:
-            ValueError: the rows cannot be shared equally.
+            ValueError: there are more workers than rows.
         """
-        if self._total_rows % world_size:
-            raise ValueError(f"{self._total_rows} rows cannot be shared equally by {world_size} workers")
-        share = self._total_rows // world_size
-        indices = self.row_indices(step)[rank * share : (rank + 1) * share]
+        if self._total_rows < world_size:
+            raise ValueError(f"{self._total_rows} rows cannot be shared by {world_size} workers")
+        first, last = (self._total_rows * r // world_size for r in (rank, rank + 1))
+        indices = self.row_indices(step)[first:last]
         tokens, mask = self._dataset.rows(indices)  # (rows, time + 1)
         return to_batch(tokens, mask)
 

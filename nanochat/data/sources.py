@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.config import TINYWORLD
 from nanochat.data.documents import find_documents, is_validation, read_conversations, read_documents
 from nanochat.data.tinyworld import write
 
-TINYWORLD = "tinyworld"
 WORLD_SEED = 0  # the same world for every run: only the run's own seed changes what is made of it
 
 

@@ -1,36 +1,25 @@
 """One optimizer for the whole model: Muon for matrices, AdamW for tables, head, gates and scalars.
 
 The state is a flat dict of named tensors, so it is saved and loaded as safetensors. AdamW is PyTorch's fused kernel;
-Muon works on all matrices of a shape at once.
+Muon works on all matrices of a shape at once. Workers share the work and the state.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from nanochat.optim.groups import group_parameters
 from nanochat.optim.orthogonalize import orthogonalize
+from nanochat.optim.partition import Piece, partition
 from nanochat.optim.scaling import Hyperparameters
+from nanochat.optim.segments import pack, unpack, views
+from nanochat.optim.state import StateLayout
+from nanochat.workers import Workers
 
 MUON_BETA2 = 0.95  # of the second moment that evens out the sizes of an update's rows (NorMuon, arXiv:2510.05491)
 EPSILON = 1e-10
-
-
-@dataclass(frozen=True)
-class AdamWGroup:
-    """Parameters that share AdamW's settings."""
-
-    names: tuple[str, ...]
-    lr: float
-    betas: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class MuonGroup:
-    """Matrices of one shape, updated as one batch."""
-
-    names: tuple[str, ...]
 
 
 def muon_update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], momentum: Tensor, square: Tensor, lr: Tensor,
@@ -65,114 +54,164 @@ def muon_update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], momen
 
 
 class MuonAdamW:
-    """The optimizer of a `Transformer`.
+    """The optimizer of a `Transformer`, sharded over the workers.
+
+    Each worker holds the state of its own pieces of the parameters, see `partition`; it receives the sum of their
+    gradients, updates them and sends them to the others. One worker's pieces are the whole parameters and gradients,
+    used in place. `reduce_gradients`, `step` and `state_dict` are collective: all workers call them.
 
     Args:
-        model: its parameters are grouped by name and shape.
+        model: its parameters, contiguous and of one dtype, are grouped by name and shape.
         peak: learning rates at a schedule factor of 1, and weight decay.
+        workers: who shares the work; None is a single worker.
         compiler: wraps Muon's update, e.g. `torch.compile`; None runs it as it is. At depth 4 on CPU compiling took
             25 s and saved 25 ms of one core's time a step: a thousand steps only repay it.
         muon_steps: polynomials of the orthogonalisation.
         compute_dtype: what the orthogonalisation multiplies in; bf16 is enough where it is faster.
     """
 
-    def __init__(self, model: nn.Module, peak: Hyperparameters, *,
+    def __init__(self, model: nn.Module, peak: Hyperparameters, *, workers: Workers | None = None,
                  compiler: Callable[[Callable[..., None]], Callable[..., None]] | None = None,
                  muon_steps: int = 5, compute_dtype: torch.dtype = torch.float32) -> None:
         self.parameters = dict(model.named_parameters())
         self.peak, self.muon_steps, self.compute_dtype = peak, muon_steps, compute_dtype
-        self.adamw_groups, self.muon_groups = group_parameters(self.parameters, peak)
+        self.workers = workers or Workers()
         self._muon_update = compiler(muon_update) if compiler else muon_update
-        self.state: dict[str, Tensor] = {"step": torch.zeros((), device=next(iter(self.parameters.values())).device)}
-        for adamw in self.adamw_groups:
-            for name in adamw.names:
-                self.state[f"mean.{name}"] = torch.zeros_like(self.parameters[name], requires_grad=False)
-                self.state[f"square.{name}"] = torch.zeros_like(self.parameters[name], requires_grad=False)
-        for index, muon in enumerate(self.muon_groups):
-            like = self.parameters[muon.names[0]]
-            rows, columns = like.shape[-2:]
-            count = sum(self.parameters[name].numel() for name in muon.names) // (rows * columns)
-            self.state[f"momentum.{index}"] = like.new_zeros((count, rows, columns))
-            long_side = (count, rows, 1) if rows >= columns else (count, 1, columns)
-            self.state[f"row_square.{index}"] = like.new_zeros(long_side)
+        adamw_groups, muon_groups = group_parameters(self.parameters, peak)
+        self.partition = partition(
+            {name: self.parameters[name].shape for muon in muon_groups for name in muon.names},
+            {name: self.parameters[name].numel() for adamw in adamw_groups for name in adamw.names}, self.workers.size)
+        self.own = self.partition.segments[self.workers.rank]
+        self.own_adamw = [(group, [p for p in self.own if p.name in group.names]) for group in adamw_groups]
+        self.own_muon = [(group, [p for p in self.own if p.name in group.names]) for group in muon_groups]
+        self.layout = StateLayout.of(self.parameters, adamw_groups, muon_groups)
+        like = next(iter(self.parameters.values()))
+        self.state: dict[str, Tensor] = {
+            name: like.new_zeros(sum(piece.size for piece in pieces))
+            for name, pieces in self.layout.pieces(self.own).items()}
+        """This worker's part of each tensor of the state, flat; absent where it has none."""
+        self.steps = torch.zeros((), device=like.device)
+        self._own_gradient: Tensor | None = None  # (partition.length,), summed; None with one worker
 
     @torch.no_grad()
-    def step(self, lr_factor: float, momentum: float, decay_factor: float = 1.0) -> None:
-        """Update every parameter from its gradient, then drop the gradients.
+    def reduce_gradients(self) -> float:
+        """Sum the gradients over the workers, each receiving its own segment of the sum.
+
+        Returns:
+            the norm of the whole sum, the same number on every worker. Weights are still what they were: call `step`,
+            or `drop_gradients` where the norm is not finite.
+        """
+        if self.workers.size == 1:
+            return float(torch.nn.utils.get_total_norm(self._local_gradients().values()))
+        segments = pack(self._local_gradients(), self.partition.segments, self.partition.length)
+        self.drop_gradients()
+        self._own_gradient = self.workers.reduce_scatter(segments)
+        norm = torch.linalg.vector_norm(self._own_gradient, dtype=torch.float64)  # the padding is zeros
+        (square,) = self.workers.sum(float(norm) ** 2)
+        return square**0.5
+
+    @torch.no_grad()
+    def step(self, lr_factor: float, momentum: float, decay_factor: float = 1.0,
+             fault: Callable[[str], None] = lambda point: None) -> None:
+        """Update every parameter from its gradient, then drop the gradients. With several workers, `reduce_gradients`
+        comes first.
 
         Args:
             lr_factor: the schedule's factor on all learning rates.
             momentum: Muon's momentum at this step.
             decay_factor: factor on the weight decay.
+            fault: told the name of each point passed, for tests that break things there: "update" half way through
+                this worker's update, "all_gather" before the others have it.
         """
-        self.state["step"] += 1
-        self._step_adamw(lr_factor)
-        self._step_muon(lr_factor * self.peak.matrix_lr, self.peak.weight_decay * decay_factor, momentum)
+        gradients = self._own_gradients()
+        self.steps += 1
+        self._step_adamw(gradients, lr_factor)
+        fault("update")
+        self._step_muon(gradients, lr_factor * self.peak.matrix_lr, self.peak.weight_decay * decay_factor, momentum)
         self.drop_gradients()
+        fault("all_gather")
+        if self.workers.size > 1:
+            (segment,) = pack(self.parameters, [self.own], self.partition.length)
+            unpack(self.workers.all_gather(segment), self.partition.segments, self.parameters)
 
     def reset(self) -> None:
         """Forget everything, as before the first step."""
-        for tensor in self.state.values():
+        for tensor in (self.steps, *self.state.values()):
             tensor.zero_()
 
     def drop_gradients(self) -> None:
+        self._own_gradient = None
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def _step_adamw(self, lr_factor: float) -> None:
-        """AdamW without weight decay (arXiv:1711.05101), with the kernel behind `torch.optim.AdamW(fused=True)`."""
-        for group in self.adamw_groups:
-            parameters: list[Tensor] = [self.parameters[name] for name in group.names]
-            torch._fused_adamw_(
-                parameters, _gradients(parameters), [self.state[f"mean.{name}"] for name in group.names],
-                [self.state[f"square.{name}"] for name in group.names], [], [self.state["step"]] * len(parameters),
-                lr=lr_factor * group.lr, beta1=group.betas[0], beta2=group.betas[1], eps=EPSILON, weight_decay=0.0,
-                amsgrad=False, maximize=False)
+    def _local_gradients(self) -> dict[str, Tensor]:
+        """What this worker's backward passes left, by parameter."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        assert len(gradients) == len(self.parameters), "every parameter takes part in every step"
+        return gradients
 
-    def _step_muon(self, *factors: float) -> None:
+    def _own_gradients(self) -> dict[Piece, Tensor]:
+        """The summed gradient of each own piece, flat."""
+        if self.workers.size == 1:
+            return dict(zip(self.own, views(self._local_gradients(), self.own), strict=True))
+        assert self._own_gradient is not None, "reduce_gradients comes before step"
+        sizes = [piece.size for piece in self.own]
+        return dict(zip(self.own, self._own_gradient[:sum(sizes)].split(sizes), strict=True))
+
+    def _step_adamw(self, gradients: Mapping[Piece, Tensor], lr_factor: float) -> None:
+        """AdamW without weight decay (arXiv:1711.05101), with the kernel behind `torch.optim.AdamW(fused=True)`."""
+        for group, own in self.own_adamw:
+            if own:
+                torch._fused_adamw_(
+                    views(self.parameters, own), [gradients[piece] for piece in own],
+                    [self.state[f"mean.{piece.name}"] for piece in own],
+                    [self.state[f"square.{piece.name}"] for piece in own], [], [self.steps] * len(own),
+                    lr=lr_factor * group.lr, beta1=group.betas[0], beta2=group.betas[1], eps=EPSILON, weight_decay=0.0,
+                    amsgrad=False, maximize=False)
+
+    def _step_muon(self, gradients: Mapping[Piece, Tensor], *factors: float) -> None:
         # as tensors, so that compiled code does not take a new learning rate for a new function
-        lr, decay, beta = torch.tensor(factors, device=self.state["step"].device).unbind()
-        for index, group in enumerate(self.muon_groups):
-            parameters = [self.parameters[name] for name in group.names]
-            self._muon_update(parameters, _gradients(parameters), self.state[f"momentum.{index}"],
-                              self.state[f"row_square.{index}"], lr, decay, beta, self.muon_steps, self.compute_dtype)
+        lr, decay, beta = torch.tensor(factors, device=self.steps.device).unbind()
+        for index, (_, own) in enumerate(self.own_muon):
+            if own:
+                # (matrices, rows, columns); row_square has 1 for the shorter side
+                momentum, row_square = (self.state[name].view(-1, *self.layout.shapes[name][1:])
+                                        for name in (f"momentum.{index}", f"row_square.{index}"))
+                matrices = [flat.view(-1, *momentum.shape[1:]) for flat in views(self.parameters, own)]
+                self._muon_update(matrices, [gradients[piece].view(-1, *momentum.shape[1:]) for piece in own],
+                                  momentum, row_square, lr, decay, beta, self.muon_steps, self.compute_dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor the next step depends on."""
-        return dict(self.state)
+        """Every tensor the next step depends on, whole, in names and shapes that do not depend on the workers.
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a saved state. Raises ValueError when names or shapes differ from this model's."""
-        if state.keys() != self.state.keys():
-            raise ValueError(f"optimizer state differs in {sorted(state.keys() ^ self.state.keys())[:5]}")
-        for name, tensor in self.state.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"optimizer state {name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
-            tensor.copy_(state[name])
+        One worker returns its own tensors. Several send theirs to rank 0, which holds the state twice for a moment;
+        the others get an empty dict.
+        """
+        if self.workers.size == 1:
+            return {"step": self.steps} | {name: part.view(self.layout.shapes[name])
+                                           for name, part in self.state.items()}
+        segments = [tuple(chain(*self.layout.pieces(segment).values())) for segment in self.partition.segments]
+        length = max(sum(piece.size for piece in segment) for segment in segments)
+        own = torch.cat([*self.state.values(), self.steps.new_empty(0)])
+        gathered = self.workers.gather(torch.nn.functional.pad(own, (0, length - len(own))))
+        if not self.workers.leads:
+            return {}
+        whole = {name: own.new_empty(shape) for name, shape in self.layout.shapes.items()}
+        unpack(gathered, segments, whole)
+        return {"step": self.steps} | whole
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take this worker's part of a saved state, which any number of workers may have written.
 
-def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    assert len(gradients) == len(parameters), "every parameter takes part in every step"
-    return gradients
-
-
-def group_parameters(parameters: dict[str, nn.Parameter],
-                     peak: Hyperparameters) -> tuple[list[AdamWGroup], list[MuonGroup]]:
-    """Which parameter is updated how. Matrices of blocks go to Muon by shape, everything else to AdamW."""
-    adamw: dict[tuple[float, tuple[float, float]], list[str]] = {}
-    muon: dict[tuple[int, int], list[str]] = {}
-    for name, parameter in parameters.items():
-        if name == "embedding" or name.startswith("value_embeddings"):
-            adamw.setdefault((peak.embedding_lr, (0.8, 0.95)), []).append(name)
-        elif name == "head":
-            adamw.setdefault((peak.head_lr, (0.8, 0.95)), []).append(name)
-        elif name == "residual_scalars":  # a factor on the whole stream: moved a hundred times more carefully
-            adamw.setdefault((peak.scalar_lr * 0.01, (0.8, 0.95)), []).append(name)
-        elif name == "input_scalars" or name.endswith("value_gate"):
-            adamw.setdefault((peak.scalar_lr, (0.96, 0.95)), []).append(name)
-        else:
-            rows, columns = parameter.shape[-2:]
-            muon.setdefault((rows, columns), []).append(name)
-    return ([AdamWGroup(tuple(names), lr, betas) for (lr, betas), names in adamw.items()],
-            [MuonGroup(tuple(names)) for names in muon.values()])
+        Raises:
+            ValueError: names or shapes differ from this model's.
+        """
+        shapes = {"step": self.steps.shape, **self.layout.shapes}
+        if state.keys() != shapes.keys():
+            raise ValueError(f"optimizer state differs in {sorted(state.keys() ^ shapes.keys())[:5]}")
+        for name, shape in shapes.items():
+            if state[name].shape != shape:
+                raise ValueError(f"optimizer state {name} is {tuple(state[name].shape)}, not {tuple(shape)}")
+        self.steps.copy_(state["step"])
+        for name, pieces in self.layout.pieces(self.own).items():
+            self.state[name].copy_(torch.cat(views(state, pieces)))

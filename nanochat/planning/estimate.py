@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanochat.config import RunConfig, StageConfig
+from nanochat.config import TINYWORLD, RunConfig, StageConfig
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.planning.hardware import GIB, Hardware
 
@@ -113,17 +113,19 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Pla
                 evaluating + answering + compiling,
             )
         )
-    chars = min(config.tokenizer.max_chars, 20_000_000 if config.data == "tinyworld" else config.tokenizer.max_chars)
+    chars = min(config.tokenizer.max_chars, 20_000_000 if config.data == TINYWORLD else config.tokenizer.max_chars)
     train_chars = sum(stage.tokens for stage in stages) * CHARS_PER_TOKEN
     prepare_s = (
         START_S[device]
         + chars / TOKENIZER_CHARS_PER_S
-        + (TINYWORLD_S if config.data == "tinyworld" else 0.0)
+        + (TINYWORLD_S if config.data == TINYWORLD else 0.0)
         + train_chars / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
     )
     widest = max((config.stage(name).device_batch_size for name in config.trained_stages), default=1)
     saved = sum(
-        min(config.keep_checkpoints, stage.iterations // config.stage(stage.stage).checkpoint_every + 1) + 1
+        min(config.keep_checkpoints, stage.iterations // config.stage(stage.stage).checkpoint_every + 1)
+        + 1  # while it is written
+        + config.keep_best_checkpoint
         for stage in stages
     )
     return Plan(

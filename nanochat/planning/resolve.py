@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nanochat.config import STAGES, RunConfig, StageConfig, TokenizerConfig, check, override
+from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, override
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig
 from nanochat.model.attention import choose_backend
@@ -12,6 +12,7 @@ from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
 from nanochat.planning.estimate import step_seconds, train_memory_bytes
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
+from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 
 COMPILE_REPAYS_AFTER = 300  # steps of all stages together; measured on CPU, see experiments/LOG.md
@@ -22,7 +23,7 @@ class Request:
     """What the user asked for. None means: choose for me."""
 
     mode: str = "demo"
-    data: str = "tinyworld"
+    data: str = TINYWORLD
     stages: tuple[str, ...] = STAGES
     start_from: str = ""
     architecture: str = "default"
@@ -55,13 +56,19 @@ class Resolved:
 
 
 def resolve(
-    request: Request, hardware: Hardware, *, compiler: str | None, start_model: ModelConfig | None = None
+    request: Request,
+    hardware: Hardware,
+    *,
+    compiler: str | None,
+    start_model: ModelConfig | None = None,
+    memory: MemoryRecord | None = None,
 ) -> Resolved:
     """The configuration of a request on some hardware.
 
     Args:
         compiler: path of a C++ compiler, or None where there is none (a GPU needs none).
         start_model: architecture of the checkpoint the run starts from.
+        memory: what earlier runs found to fit.
 
     Raises:
         UserError: the request cannot work; every problem is listed.
@@ -95,7 +102,7 @@ def resolve(
         attention=attention,
     )
     batch = _total_batch(request, size, config, iterations, hardware, say)
-    rows = _device_batch(request, size, model, batch, dtype, hardware, say)
+    rows = _device_batch(request, size, model, batch, dtype, hardware, memory, say)
     config = _with_stages(config, iterations, batch, rows, size.lr_multiplier, on_cpu=hardware.device_type == "cpu")
     if size.lr_multiplier != 1:
         say(f"lr_multiplier {size.lr_multiplier:g}: the scaling rules ask for too little at batches this small")
@@ -224,21 +231,25 @@ def _device_batch(
     batch: int,
     dtype: str,
     hardware: Hardware,
+    memory: MemoryRecord | None,
     say: Callable[[str], None],
 ) -> int:
     if request.device_batch_size is not None:
         return request.device_batch_size
     limit = min(size.memory_bytes, int(0.9 * hardware.memory_bytes))
     rows = max(batch // model.max_seq_len // request.num_workers, 1)
+    remembered = memory.limit(model, dtype) if memory else None
+    rows = min(rows, remembered or rows)
     while rows > 1 and (
         train_memory_bytes(model, rows, dtype, hardware.device_type) > limit
         or batch % (rows * model.max_seq_len * request.num_workers)
     ):
         rows -= 1
     needed = train_memory_bytes(model, rows, dtype, hardware.device_type)
+    earlier = ", and memory ran out above it in an earlier run" if rows == remembered else ""
     say(
         f"device_batch_size {rows}: the most rows that keep training within {limit / GIB:.0f} GiB "
-        f"(estimated {needed / GIB:.1f})"
+        f"(estimated {needed / GIB:.1f}){earlier}"
     )
     return rows
 
@@ -246,6 +257,9 @@ def _device_batch(
 def _with_stages(
     config: RunConfig, iterations: dict[str, int], batch: int, rows: int, lr: float, *, on_cpu: bool
 ) -> RunConfig:
+    # Equal on TinyWorld's short documents, but padding long ones costs quality: LOG.md, 2026-11-23.
+    packing = "best_fit" if config.data == TINYWORLD else "stream"
+
     def stage(name: str, **special: Any) -> StageConfig:
         count = iterations[name]
         every = max(count // 5, 1) if on_cpu else 250
@@ -256,6 +270,7 @@ def _with_stages(
             eval_every=every,
             checkpoint_every=every,
             eval_tokens=10_240 if on_cpu else 4 * 524_288,
+            packing=packing,
             **special,
         )
 

@@ -11,13 +11,15 @@ import torch
 
 from nanochat.config import StageConfig
 from nanochat.data.batches import IGNORE, Batch, Batches, prefetch
-from nanochat.events import Saved, Sink, StageStarted, StepDone, Validated
+from nanochat.errors import UserError
+from nanochat.events import Note, RolledBack, Saved, Sink, StageStarted, StepDone, Validated
 from nanochat.model import Transformer, train_flops_per_token
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.schedule import muon_momentum
 from nanochat.planning.hardware import peak_memory_bytes
-from nanochat.training.checkpoint import Checkpoint, CheckpointStore
+from nanochat.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from nanochat.training.result import StageResult
+from nanochat.training.saving import BackgroundSaver, Written
 from nanochat.workers import Workers
 
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
@@ -33,21 +35,50 @@ class Trainee:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a stage is trained among: the workers, the checkpoints, and who listens.
+class Position:
+    """Where a stage stands. With weights and optimizer state it decides all that follows; a checkpoint holds it."""
 
-    `validate` returns val_bpb; `should_stop` is asked between steps; `identity` goes into every checkpoint's state
-    (model config, tokenizer and data fingerprints).
-    """
+    device_batch_size: int
+    """Rows of a forward pass: the config's, or fewer after memory ran out."""
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    left_out: int = 0
+    """Batches of the data that rollbacks have passed over: step s takes batch s + left_out."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate that rollbacks have left."""
+    rollbacks: int = 0
+    skipped_in_a_row: int = 0
+    """Latest steps whose loss or gradient was not finite."""
+
+    @property
+    def batch(self) -> int:
+        """The batch of the next step."""
+        return self.step + self.left_out
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a stage is trained among: the workers, the checkpoints, and who listens."""
 
     workers: Workers
     store: CheckpointStore
     emit: Sink
-    validate: Callable[[], float]
+    validate: Callable[[int], float]
+    """val_bpb, with at most so many rows in a forward pass."""
     should_stop: Callable[[], bool]
+    """Asked between steps."""
+    restore: Callable[[], Checkpoint | None]
+    """Puts the stage's newest regular checkpoint into the trainee and returns it; None: the stage's beginning."""
     identity: Mapping[str, Any]
+    """Goes into every checkpoint's state: model config, tokenizer and data fingerprints."""
     peak_flops: float
     clock: Callable[[], float] = time.perf_counter
+    recorded: Callable[[], int] = lambda: 0
+    """How much has been recorded of the stage, see `events.forget_after`."""
+    remember_rows: Callable[[int], None] = lambda rows: None
+    """Told the device_batch_size that was left after memory ran out."""
+    fault: Callable[[str], None] = lambda point: None
+    """Told the name of each point passed, for tests that break things there."""
 
 
 class Interrupted(Exception):
@@ -59,17 +90,20 @@ def train_stage(
 ) -> StageResult:
     """Train a stage from its start, or from `resumed`, to its end.
 
-    The state of step s is (weights, optimizer state, s, figures measured so far); the batch of step s is a function of
-    s, so nothing else decides what follows.
+    The trainee must hold the weights and optimizer state of that place. The batch of a step is a function of the
+    position, so nothing else decides what follows.
 
     Raises:
         Interrupted: `should_stop` said so; the state is saved.
+        UserError: training diverges again and again, memory does not hold a single row, or the last checkpoint cannot
+            be saved.
     """
-    return _Stage(name, config, trainee, batches, around, resumed).run()
+    with BackgroundSaver(around.store) as saver:
+        return _Stage(name, config, trainee, batches, around, resumed, saver).run()
 
 
 class _Stage:
-    """One stage under way: its step and its measurements."""
+    """One stage under way: its position and its measurements."""
 
     def __init__(
         self,
@@ -79,99 +113,210 @@ class _Stage:
         batches: Batches,
         around: Surroundings,
         resumed: Checkpoint | None,
+        saver: BackgroundSaver,
     ) -> None:
         self.name, self.config, self.trainee, self.batches, self.around = name, config, trainee, batches, around
-        self.step = resumed.step if resumed else 0
-        self.started_at = self.step
+        self.saver = saver
+        self.position = self._position_of(resumed)
+        self.started_at = self.position.step
         self.result = StageResult(**resumed.state["result"]) if resumed else StageResult(name)
         self.result = replace(self.result, starts=self.result.starts + 1)
         self.speeds: list[float] = []
-        self.last_saved = self.step if resumed else -1
+        self.saved_step = self.position.step if resumed else -1
+
+    def _position_of(self, checkpoint: Checkpoint | None) -> Position:
+        return Position(**checkpoint.state["position"]) if checkpoint else Position(self.config.device_batch_size)
 
     def run(self) -> StageResult:
-        config, around, clock = self.config, self.around, self.around.clock
-        around.emit(StageStarted(self.name, self.step, config.num_iterations, config.total_batch_size))
-        if self.step == 0:
+        around, total = self.around, self.config.num_iterations
+        around.emit(StageStarted(self.name, self.position.step, total, self.config.total_batch_size))
+        if self.saved_step < 0:
             self._validate()
-        batches = prefetch(self.batches, self.step, config.num_iterations, around.workers.rank, around.workers.size)
-        for batch in batches:
+        while self.position.step < total:
+            self._train_until_turned_back()
+        self._save(wait=True)
+        around.fault("stage_end")
+        return self.result
+
+    def _train_until_turned_back(self) -> None:
+        """Train to the end, or until a rollback, after which other batches are due."""
+        config, around, clock = self.config, self.around, self.around.clock
+        first, last = self.position.batch, config.num_iterations + self.position.left_out
+        for batch in prefetch(self.batches, first, last, around.workers.rank, around.workers.size):
             if around.workers.sum(float(around.should_stop()))[0]:
-                self._save()
+                self._save(wait=True)
                 raise Interrupted
+            self._tell_saves(self.saver.ended())
             start = clock()
             loss, grad_norm, lr_factor = self._train_step(batch)
             self._measure(loss, grad_norm, lr_factor, clock() - start)
-            last = self.step == config.num_iterations
-            if self.step % config.eval_every == 0 or last:
+            if self.position.skipped_in_a_row >= config.max_skipped_steps:
+                return self._roll_back()
+            step = self.position.step
+            validated = step % config.eval_every == 0 or step == config.num_iterations
+            if validated:
                 self._validate()
-            if self.step % config.checkpoint_every == 0 and not last:
-                self._save()
-        return self._finished()
+            if step % config.checkpoint_every == 0 and step < config.num_iterations:
+                self._save(score=self.result.val_bpb if validated else None)
 
     def _train_step(self, batch: Batch) -> tuple[float, float, float]:
         """One optimizer step over all micro-batches of all workers. Returns loss, gradient norm and schedule factor."""
-        trainee, workers = self.trainee, self.around.workers
-        (valid,) = workers.sum(float((batch.targets != IGNORE).sum()))
-        total = torch.zeros((), device=workers.device)
-        rows = self.config.device_batch_size
-        for inputs, targets in zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True):
-            loss = trainee.model.loss_sum(
-                inputs.to(workers.device, non_blocking=True), targets.to(workers.device, non_blocking=True)
-            ) / max(valid, 1.0)
-            loss.backward()
-            total += loss.detach()
-        workers.sum_gradients(trainee.optimizer.parameters.values())
-        (mean_loss,) = workers.sum(float(total))
-        grad_norm = float(
-            torch.nn.utils.get_total_norm([p.grad for p in trainee.optimizer.parameters.values() if p.grad is not None])
-        )
-        lr_factor = self.config.schedule.learning_rate(self.step / self.config.num_iterations)
-        if math.isfinite(mean_loss) and math.isfinite(grad_norm) and valid:
-            trainee.optimizer.step(lr_factor * self.config.lr_multiplier, muon_momentum(self.step))
+        trainee, position = self.trainee, self.position
+        (valid,) = self.around.workers.sum(float((batch.targets != IGNORE).sum()))
+        loss = self._loss_with_gradients(batch, valid)
+        self.around.fault("backward")
+        grad_norm = float(trainee.optimizer.reduce_gradients())
+        lr_factor = self.config.schedule.learning_rate(position.step / self.config.num_iterations)
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if finite and valid:
+            lr = lr_factor * self.config.lr_multiplier * position.lr_scale
+            trainee.optimizer.step(lr, muon_momentum(position.step), fault=self.around.fault)
         else:  # a non-finite number never reaches the weights (invariant 6)
             trainee.optimizer.drop_gradients()
-            self.result.skipped_steps += 1
-        return mean_loss, grad_norm, lr_factor
+        self.position = replace(
+            position,
+            device_batch_size=self.position.device_batch_size,
+            step=position.step + 1,
+            skipped_in_a_row=0 if finite else position.skipped_in_a_row + 1,
+        )
+        return loss, grad_norm, lr_factor
+
+    def _loss_with_gradients(self, batch: Batch, valid: float) -> float:
+        """The mean loss over all workers, gradients left in the parameters. Where memory runs out on any worker, all
+        of them begin the step again with half the rows at a time: the total batch stays what it is."""
+        while True:
+            total, failed = self._forward_backward(batch, valid)
+            loss, failures = self.around.workers.sum(total, float(failed))
+            if not failures:
+                return loss
+            self._halve_device_batch()
+
+    def _forward_backward(self, batch: Batch, valid: float) -> tuple[float, bool]:
+        """This worker's part of the loss, and whether memory ran out. No worker waits for another in here."""
+        model, device, rows = self.trainee.model, self.around.workers.device, self.position.device_batch_size
+        total = torch.zeros((), device=device)
+        try:
+            for inputs, targets in zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True):
+                inputs, targets = (part.to(device, non_blocking=True) for part in (inputs, targets))
+                loss = model.loss_sum(inputs, targets) / max(valid, 1.0)
+                self.around.fault("forward")
+                loss.backward()
+                total += loss.detach()
+            return float(total), False
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return 0.0, True
+
+    def _halve_device_batch(self) -> None:
+        rows = self.position.device_batch_size
+        self.trainee.optimizer.drop_gradients()
+        if self.around.workers.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if rows == 1:
+            raise UserError(
+                f"a single row of {self.batches.row_tokens} tokens does not fit in memory",
+                "lower --max-seq-len or --depth, under another --name",
+            )
+        self.position = replace(self.position, device_batch_size=rows // 2)
+        self.result.out_of_memory += 1
+        self.around.remember_rows(rows // 2)
+        text = f"out of memory: device_batch_size {rows} -> {rows // 2}, the total batch is unchanged"
+        self.around.emit(Note(self.name, text, warning=True))
+
+    def _roll_back(self) -> None:
+        """Go on from the last regular checkpoint, past the data since then, at a lower learning rate.
+
+        All of it follows from that checkpoint's state: killed before the next one, the run diverges again and comes
+        back to this same place.
+        """
+        config, reached = self.config, self.position
+        if reached.rollbacks == config.max_rollbacks:
+            raise UserError(
+                f"stage {self.name} diverges: {config.max_skipped_steps} steps to step {reached.step} had no finite "
+                f"loss or gradient, after {reached.rollbacks} rollbacks",
+                f"look at the data, or lower --set {self.name}.lr_multiplier under another --name",
+            )
+        self._tell_saves(self.saver.wait())
+        found = self._position_of(self.around.restore())
+        self.position = replace(
+            found,
+            device_batch_size=reached.device_batch_size,
+            left_out=reached.batch - found.step,
+            lr_scale=reached.lr_scale * config.rollback_lr_factor,
+            rollbacks=reached.rollbacks + 1,
+            skipped_in_a_row=0,
+        )
+        self.result.rollbacks += 1
+        self.saved_step = -1  # the same step is now another state
+        self.around.emit(RolledBack(self.name, reached.step, found.step, self.position.lr_scale))
 
     def _measure(self, loss: float, grad_norm: float, lr_factor: float, seconds: float) -> None:
-        self.step += 1
-        tokens = self.config.total_batch_size
-        skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
-        self.result.iterations, self.result.tokens = self.step, self.step * tokens
-        self.result.train_s += seconds
-        if self.step == self.started_at + 1:
-            self.result.first_step_s = seconds
-        if self.step > self.started_at + WARM_UP_STEPS:
+        step, tokens, result = self.position.step, self.config.total_batch_size, self.result
+        skipped = self.position.skipped_in_a_row > 0
+        result.iterations, result.tokens = step, step * tokens
+        result.skipped_steps += skipped
+        result.train_s += seconds
+        if step == self.started_at + 1:
+            result.first_step_s = seconds
+        if step > self.started_at + WARM_UP_STEPS:
             self.speeds = [*self.speeds[1 - SPEED_WINDOW :], tokens / seconds]
-        self.around.emit(StepDone(self.name, self.step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped))
+        self.around.emit(StepDone(self.name, step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped))
 
     def _validate(self) -> None:
         start = self.around.clock()
-        bpb = self.around.validate()
+        bpb = self.around.validate(self.position.device_batch_size)
+        self.around.fault("evaluation")
         seconds = self.around.clock() - start
         self.result.other_s += seconds
-        if self.step == 0:
+        if self.position.step == 0:
             self.result.first_val_bpb = bpb
         self.result.val_bpb = bpb
-        self.around.emit(Validated(self.name, self.step, bpb, seconds))
+        self.around.emit(Validated(self.name, self.position.step, bpb, seconds))
 
-    def _save(self) -> None:
-        """Rank 0 saves; the others hold the same weights and wait for it."""
-        if self.last_saved == self.step:
-            return
-        start = self.around.clock()
+    def _save(self, *, score: float | None = None, wait: bool = False) -> None:
+        """Save the position. Rank 0 writes, in the background unless `wait`; all give their share of the state.
+
+        Raises:
+            CheckpointError: it was waited for and cannot be saved. One in the background only warns: the older ones
+                are intact, and the next is a new attempt.
+        """
+        workers, start = self.around.workers, self.around.clock()
+        ended: list[Written | CheckpointError] = []
         self._update_speed()
-        if self.around.workers.leads:
+        if self.saved_step != self.position.step:
             tensors = {"model": self.trainee.model.state_dict(), "optimizer": self.trainee.optimizer.state_dict()}
-            state = {"stage": self.name, **self.around.identity, "result": asdict(self.result)}
-            path = str(self.around.store.save(self.step, tensors, state))
-        else:
-            path = ""
-        path = self.around.workers.from_lead(path)
-        self.last_saved = self.step
-        seconds = self.around.clock() - start
-        self.result.other_s += seconds
-        self.around.emit(Saved(self.name, self.step, path, seconds))
+            state = {
+                "stage": self.name,
+                **self.around.identity,
+                "position": asdict(self.position),
+                "result": asdict(self.result),
+                "recorded": self.around.recorded(),
+            }
+            if workers.leads:
+                self.saver.start(self.position.step, tensors, state, score)
+            self.saved_step = self.position.step
+        if wait:
+            ended = self.saver.wait()
+        stall = self.around.clock() - start
+        self.result.save_stall_s += stall
+        self.result.other_s += stall
+        if wait and (failure := workers.from_lead(self._failure(ended))):
+            raise failure
+        self._tell_saves(ended)
+
+    def _failure(self, ended: list[Written | CheckpointError]) -> CheckpointError | None:
+        """The error of the save of this very position."""
+        return ended[-1] if ended and isinstance(ended[-1], CheckpointError) else None
+
+    def _tell_saves(self, ended: list[Written | CheckpointError]) -> None:
+        for save in ended:
+            if isinstance(save, Written):
+                self.around.emit(Saved(self.name, save.step, save.path, save.seconds))
+            else:
+                self.saved_step = -1
+                text = f"{save.message}; training goes on, older checkpoints are intact, the next save tries again"
+                self.around.emit(Note(self.name, text, warning=True))
 
     def _update_speed(self) -> None:
         model = self.trainee.model
@@ -185,8 +330,11 @@ class _Stage:
         self.result.peak_memory_bytes = max(
             self.result.peak_memory_bytes, peak_memory_bytes(self.around.workers.device.type)
         )
-        self.result.epochs = self.batches.epochs(self.step)
+        self.result.epochs = self.batches.epochs(self.position.batch)
 
-    def _finished(self) -> StageResult:
-        self._save()
-        return self.result
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)  # PyTorch's CPU allocator has no error of its own

@@ -15,13 +15,14 @@ from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade, shown
 from nanochat.evaluation.bpb import bits_per_byte
-from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after
+from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after, recorded_bytes
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
 from nanochat.model import Transformer
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import measure_peaks
+from nanochat.planning.memory import MemoryRecord
 from nanochat.run import Run, write_json
 from nanochat.tasks.questions import Summary, read_questions, summarise
 from nanochat.tokenizer import Tokenizer
@@ -41,15 +42,24 @@ CHAT_PROMPTS = (
 )
 
 
-def run_pipeline(run: Run, workers: Workers, emit: Sink, should_stop: Callable[[], bool]) -> None:
+def run_pipeline(
+    run: Run,
+    workers: Workers,
+    emit: Sink,
+    should_stop: Callable[[], bool],
+    fault: Callable[[str], None] = lambda point: None,
+) -> None:
     """Go through the stages of the run's config that are not finished yet.
+
+    Args:
+        fault: told the name of each point passed, for tests that break things there.
 
     Raises:
         UserError: data or checkpoints that the user must look at.
         Interrupted: `should_stop` said so; everything is saved.
     """
     config = run.config()
-    _Pipeline(run, config, workers, emit, should_stop).run()
+    _Pipeline(run, config, workers, emit, should_stop, fault).run()
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,16 @@ class _Prepared:
 
 class _Pipeline:
     def __init__(
-        self, run: Run, config: RunConfig, workers: Workers, emit: Sink, should_stop: Callable[[], bool]
+        self,
+        run: Run,
+        config: RunConfig,
+        workers: Workers,
+        emit: Sink,
+        should_stop: Callable[[], bool],
+        fault: Callable[[str], None],
     ) -> None:
         self.run_, self.config, self.workers, self.emit, self.should_stop = run, config, workers, emit, should_stop
+        self.fault = fault
 
     def run(self) -> None:
         prepared = self._prepare()
@@ -72,7 +89,7 @@ class _Pipeline:
         if not self.config.trained_stages:
             return
         self.peak_flops = 0.0
-        self.trainee = build_trainee(self.config, self.workers.device)
+        self.trainee = build_trainee(self.config, self.workers)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
         weights = open_checkpoint(Path(self.config.start_from)) if self.config.start_from else None
         for stage in self.config.trained_stages:
@@ -103,11 +120,12 @@ class _Pipeline:
         say("making the data" if self.config.data == "tinyworld" else f"reading {self.config.data}")
         sources = open_sources(self.config.data, cache)
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
+        self.fault("tokenizer")
         say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")
         data = {}
         for stage in self.config.trained_stages:
             say(f"tokenising for {stage}")
-            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache)
+            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, self.fault)
             train = data[stage].train
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
@@ -122,49 +140,89 @@ class _Pipeline:
     def _stage(self, name: str, data: StageData, sources: Sources, weights: Checkpoint | None) -> Checkpoint:
         """Train a stage, or skip it if it is finished. Returns its last checkpoint."""
         config, workers = self.config.stage(name), self.workers
-        store = CheckpointStore(self.run_.checkpoints(name), keep_last=self.config.keep_checkpoints)
-        found = store.newest(partial(self._note, name, warning=True)) if workers.leads else None
-        found = workers.from_lead(found)
+        store = CheckpointStore(
+            self.run_.checkpoints(name),
+            keep_last=self.config.keep_checkpoints,
+            keep_best=self.config.keep_best_checkpoint,
+            fault=self.fault,
+        )
+        warn = partial(self._note, name, warning=True)
+        found = workers.from_lead(store.newest(warn) if workers.leads else None)
         if found and found.step == config.num_iterations and self.run_.result_path(name).exists():
             return found
         # Measured anew before each stage and the best kept: on a busy machine a single measurement is often low.
-        peak = measure_peaks(self.workers.device.type)[self.config.compute_dtype]
+        peak = measure_peaks(workers.device.type)[self.config.compute_dtype]
         self.peak_flops = max(self.peak_flops, peak)
         identity: dict[str, Any] = {
             "model": to_dict(self.config.model),
             "tokenizer": self.tokenizer.fingerprint,
             "data": data.train.fingerprint,
         }
-        model, optimizer = self.trainee.model, self.trainee.optimizer
         if found:
             _check_identity(found, identity)
+        self._restore(found, weights)
+        if workers.leads:
+            recorded, step = (found.state["recorded"], found.step) if found else (0, 0)
+            forget_after(self.run_.directory, name, recorded, step)
+
+        def validate(rows: int) -> float:
+            return bits_per_byte(
+                self.trainee.model,
+                data.val,
+                self.token_bytes,
+                max_tokens=config.eval_tokens,
+                rows_per_batch=rows,
+                workers=workers,
+            )
+
+        def restore() -> Checkpoint | None:
+            newest = None
+            if workers.leads:  # rather not one that a Ctrl-C left: without it, the run must come back to the same place
+                regular = store.newest(warn, lambda step: step % config.checkpoint_every == 0)
+                newest = regular or store.newest(warn)
+            return self._restore(workers.from_lead(newest), weights)
+
+        memory = MemoryRecord(cache_directory(), self.run_.record()["hardware"]["name"])
+        shape = self.config.model, self.config.compute_dtype
+        rows = workers.from_lead(memory.limit(*shape)) or config.device_batch_size
+        around = Surroundings(
+            workers=workers,
+            store=store,
+            emit=self.emit,
+            validate=validate,
+            should_stop=self.should_stop,
+            restore=restore,
+            identity=identity,
+            peak_flops=self.peak_flops,
+            recorded=partial(recorded_bytes, self.run_.directory, name),
+            remember_rows=partial(memory.remember, *shape) if workers.leads else lambda rows: None,
+            fault=self.fault,
+        )
+        # The scaling rules were asked about the base stage's batch.
+        by_batch = (config.total_batch_size / self.config.base.total_batch_size) ** 0.5
+        tuned = replace(
+            config,
+            lr_multiplier=config.lr_multiplier * by_batch,
+            device_batch_size=min(config.device_batch_size, rows),
+        )
+        batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
+        result = train_stage(name, tuned, self.trainee, batches, around, found)
+        self._finish(name, result, sources)
+        return store.open(config.num_iterations)
+
+    def _restore(self, found: Checkpoint | None, weights: Checkpoint | None) -> Checkpoint | None:
+        """Put `found` into model and optimizer, or else the state in which the stage begins. Returns `found`."""
+        model, optimizer = self.trainee.model, self.trainee.optimizer
+        if found:
             load_weights(model, found)
             optimizer.load_state_dict(found.tensors("optimizer"))
+            return found
+        optimizer.reset()
+        if weights:
+            load_weights(model, weights)
         else:
-            optimizer.reset()
-            if weights:
-                load_weights(model, weights)
-        if workers.leads:
-            forget_after(self.run_.directory, name, found.step if found else -1)
-        lr_multiplier = config.lr_multiplier * (config.total_batch_size / self._peak_batch()) ** 0.5
-        schedule = replace(config, lr_multiplier=lr_multiplier)
-        validate = partial(
-            bits_per_byte,
-            model,
-            data.val,
-            self.token_bytes,
-            max_tokens=config.eval_tokens,
-            rows_per_batch=config.device_batch_size,
-            workers=workers,
-        )
-        around = Surroundings(workers, store, self.emit, validate, self.should_stop, identity, self.peak_flops)
-        batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
-        result = train_stage(name, schedule, self.trainee, batches, around, found)
-        self._finish(name, result, sources)
-        return open_checkpoint(store.directory / f"step_{config.num_iterations:06d}")
-
-    def _peak_batch(self) -> int:
-        return self.config.base.total_batch_size
+            model.initialise(self.config.seed)
+        return None
 
     def _finish(self, name: str, result: StageResult, sources: Sources) -> None:
         """Samples, task accuracies and the stage's record; rank 0's work, for which the others wait."""
@@ -200,8 +258,9 @@ def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
     return [(prompt, shown(read_reply(tokenizer, reply))) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def build_trainee(config: RunConfig, device: torch.device) -> Trainee:
-    """Model and optimizer of a run on a device, compiled if the config says so."""
+def build_trainee(config: RunConfig, workers: Workers) -> Trainee:
+    """Model and this worker's share of the optimizer, compiled if the config says so."""
+    device = workers.device
     dtype = getattr(torch, config.compute_dtype)
     model = Transformer(config.model, compute_dtype=dtype, attention=config.attention, seed=config.seed).to(device)
     base = config.base
@@ -210,7 +269,7 @@ def build_trainee(config: RunConfig, device: torch.device) -> Trainee:
         model.compile_training()
     # On CPU compiling Muon's update would take longer than it saves in any but the longest runs, see MuonAdamW.
     compiler: Any = torch.compile if config.compile and device.type == "cuda" else None
-    return Trainee(model, MuonAdamW(model, peak, compiler=compiler, compute_dtype=dtype))
+    return Trainee(model, MuonAdamW(model, peak, workers=workers, compiler=compiler, compute_dtype=dtype))
 
 
 def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.config import RunConfig
+from nanochat.config import TINYWORLD, RunConfig
 from nanochat.data.dataset import TokenDataset
 from nanochat.data.shards import build_chat_shards, build_text_shards
-from nanochat.data.sources import TINYWORLD, Sources
+from nanochat.data.sources import Sources
 from nanochat.run import Run, write_json
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import FILE_NAME
@@ -56,17 +56,31 @@ def prepare_tokenizer(run: Run, config: RunConfig, sources: Sources, say: Callab
     return tokenizer
 
 
-def prepare_stage(stage: str, config: RunConfig, sources: Sources, tokenizer: Tokenizer, cache: Path) -> StageData:
+def prepare_stage(
+    stage: str,
+    config: RunConfig,
+    sources: Sources,
+    tokenizer: Tokenizer,
+    cache: Path,
+    fault: Callable[[str], None] = lambda point: None,
+) -> StageData:
     """Token shards of one stage, made now or found in `cache`.
+
+    Args:
+        fault: told "tokenising" while shards are made, for tests that break things there.
 
     Raises:
         UserError: a file cannot be read, or there is no text on one side of the split.
     """
     settings = config.stage(stage)
     out, row = cache / "shards", config.model.max_seq_len
+
+    def progress(tokens: int, of: int) -> None:
+        fault("tokenising")
+
     if stage != "base":
         train, val = (
-            build_chat_shards([files[stage]], tokenizer, out, row_tokens=row)
+            build_chat_shards([files[stage]], tokenizer, out, row_tokens=row, progress=progress)
             for files in (sources.chat_train, sources.chat_val)
         )
         return StageData(train, val)
@@ -75,7 +89,14 @@ def prepare_stage(stage: str, config: RunConfig, sources: Sources, tokenizer: To
     needed = None if config.data == TINYWORLD else settings.num_iterations * settings.total_batch_size
     split = ("all", "all") if sources.base_val else ("train", "val")
     train = build_text_shards(
-        sources.base_train, tokenizer, out, split=split[0], row_tokens=row, packing=settings.packing, max_tokens=needed
+        sources.base_train,
+        tokenizer,
+        out,
+        split=split[0],
+        row_tokens=row,
+        packing=settings.packing,
+        max_tokens=needed,
+        progress=progress,
     )
     val = build_text_shards(
         sources.base_val or sources.base_train,
@@ -85,5 +106,6 @@ def prepare_stage(stage: str, config: RunConfig, sources: Sources, tokenizer: To
         row_tokens=row,
         packing=settings.packing,
         max_tokens=2 * settings.eval_tokens,
+        progress=progress,
     )
     return StageData(train, val)

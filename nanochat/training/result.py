@@ -25,6 +25,13 @@ class StageResult:
     val_bpb: float = float("nan")
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
+    """Steps whose loss or gradient was not finite."""
+    rollbacks: int = 0
+    """Returns to a checkpoint after too many of these in a row."""
+    out_of_memory: int = 0
+    """How often device_batch_size was halved."""
+    save_stall_s: float = 0.0
+    """What training waited for checkpoints; part of `other_s`."""
     epochs: float = 0.0
     starts: int = 0
     """How many times a process began or resumed this stage."""

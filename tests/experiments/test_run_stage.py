@@ -128,29 +128,6 @@ def test_val_bpb_falls_in_every_stage(undisturbed, runs):
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_worker_killed_in_every_stage_ends_with_the_same_weights(undisturbed, runs):
-    """SIGKILL of the worker in base, mid and SFT: Ray starts another, which goes on from the newest checkpoint."""
-    process = subprocess.Popen(
-        command(runs, "killed", *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs
-    )
-    run = Run(runs / "killed")
-    try:
-        for stage, step in (("base", 9), ("mid", 8), ("sft", 10)):
-            wait_until(lambda stage=stage, step=step: last_step(run, stage) >= step, 120)
-            os.kill(int((run.directory / "worker-0.lock").read_text()), signal.SIGKILL)
-            wait_until(
-                lambda stage=stage, step=step: last_step(run, stage) < step or run.result_path(stage).exists(), 60
-            )
-        output = process.communicate(timeout=200)[0]
-    finally:
-        process.kill()
-    assert process.returncode == 0, output
-    assert [run.results()[stage]["starts"] for stage in ("base", "mid", "sft")] == [2, 2, 2]
-    same_weights(final_weights(runs, "killed"), final_weights(runs, "whole"))
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(400)
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
     process = subprocess.Popen(
         command(runs, "stopped", *TINY),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nanochat.model import ModelConfig, Transformer
-from nanochat.optim.muon_adamw import MuonAdamW, group_parameters
+from nanochat.optim.groups import group_parameters
+from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.orthogonalize import orthogonalize
 from nanochat.optim.scaling import Hyperparameters
 

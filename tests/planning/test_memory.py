@@ -1,0 +1,43 @@
+"""What ran out of memory once is not tried again on the same hardware with the same model."""
+
+from dataclasses import replace
+
+import pytest
+
+from nanochat.model import ModelConfig
+from nanochat.planning.hardware import A100_40GB
+from nanochat.planning.memory import MemoryRecord
+from nanochat.planning.resolve import Request, resolve
+
+MODEL = ModelConfig.from_depth(2, 512, 32)
+
+
+def test_it_is_remembered_for_this_hardware_model_and_dtype(tmp_path):
+    record = MemoryRecord(tmp_path, "NVIDIA A100")
+    assert record.limit(MODEL, "bfloat16") is None
+    record.remember(MODEL, "bfloat16", 8)
+    record.remember(MODEL, "bfloat16", 4)
+    assert MemoryRecord(tmp_path, "NVIDIA A100").limit(MODEL, "bfloat16") == 4
+    assert record.limit(MODEL, "float32") is None
+    assert record.limit(replace(MODEL, max_seq_len=64), "bfloat16") is None
+    assert MemoryRecord(tmp_path, "another").limit(MODEL, "bfloat16") is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"device_batch_size": "many"}'])
+def test_a_damaged_record_says_nothing(tmp_path, content):
+    record = MemoryRecord(tmp_path, "x")
+    record.remember(MODEL, "float32", 4)
+    (path,) = (tmp_path / "memory").iterdir()
+    path.write_text(content)
+    assert record.limit(MODEL, "float32") is None
+
+
+def test_the_plan_heeds_it_and_says_so(tmp_path):
+    record = MemoryRecord(tmp_path, A100_40GB.name)
+    free = resolve(Request(), A100_40GB, compiler=None, memory=record).config
+    rows = free.base.device_batch_size // 2
+    record.remember(free.model, free.compute_dtype, rows)
+    heeded = resolve(Request(), A100_40GB, compiler=None, memory=record)
+    assert heeded.config.base.device_batch_size == rows
+    assert heeded.config.base.total_batch_size == free.base.total_batch_size
+    assert any("memory ran out above it in an earlier run" in reason for reason in heeded.reasons)

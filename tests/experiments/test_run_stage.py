@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.events import Sampled, StepDone, TasksScored, read_events
 from nanochat.run import Run
 from nanochat.training.checkpoint import CheckpointStore
@@ -163,10 +164,15 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
 
 
 @pytest.mark.ray
-def test_two_workers_agree_with_one(undisturbed, runs):
-    base = [*TINY, "--stage", "tokenizer,base", "--set", "base.device_batch_size=1", "--num-workers", "2"]
-    done = run_stage(runs, "two", *base)
-    assert done.returncode == 0, done.stderr
+def test_begun_on_two_workers_and_ended_on_one_the_losses_are_those_of_one(undisturbed, runs, monkeypatch):
+    base = [*TINY, "--stage", "tokenizer,base"]
+    write_plan(runs / "faults.json", [Fault("forward", "terminated", 12)])
+    monkeypatch.setenv(VARIABLE, str(runs / "faults.json"))
+    begun = run_stage(runs, "two", *base, "--num-workers", "2")
+    assert begun.returncode == 130, begun.stderr
+    ended = run_stage(runs, "two", *base, "--num-workers", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert "resumed at step" in ended.stdout
     one, two = (
         [event.loss for event in read_events(runs / name, "base") if isinstance(event, StepDone)]
         for name in ("whole", "two")

@@ -14,12 +14,11 @@ from nanochat.run import Run
 
 OPTIONS = small_run({"base": 20, "mid": 10, "sft": 10})
 FAULTS = [
-    Fault("tokenising", "driver", 2),
+    Fault("tokenising", "worker", 2),
     Fault("forward", "worker", 9),
     Fault("update", "both", 7),
     Fault("renamed", "worker", 3),
     Fault("evaluation", "hung", 3),
-    Fault("backward", "interrupted", 8),
 ]
 DRIVERS_STRUCK = sum(fault.victim in ("driver", "both", "terminated", "interrupted") for fault in FAULTS)
 

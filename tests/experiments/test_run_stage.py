@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from experiments import cli
+from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.events import Sampled, StepDone, TasksScored, read_events
 from nanochat.run import Run
@@ -205,7 +207,7 @@ def write(path: Path, data: bytes) -> str:
     return str(path)
 
 
-def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path):
+def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path, monkeypatch, capsys):
     pq.write_table(pa.table({"body": ["no text here"]}), tmp_path / "wrong.parquet")
     (tmp_path / "empty").mkdir()
     cases = {
@@ -223,32 +225,23 @@ def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path):
         ("--from", "nobody", "--stage", "sft"): "nobody",
         ("--set", "base.num_iteratons=3"): "did you mean 'num_iterations'",
         ("--num-workers", "0"): "--num-workers must be at least 1",
+        ("--num-workers", "2", "--min-workers", "3"): "--min-workers must be between 1 and --num-workers 2",
         ("--name", "../x"): "cannot be the name",
     }
+    monkeypatch.chdir(tmp_path)
     for options, expected in cases.items():
         name = () if "--name" in options else ("--name", "r")
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), "--runs-dir", str(tmp_path / "runs"), *name, *options],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 2, (options, done.stdout, done.stderr)
-        assert expected in done.stderr, (options, done.stderr)
-        lines = done.stderr.strip().splitlines()
-        assert lines[0].startswith("error: "), (options, lines)
-        assert lines[1].startswith("hint: "), (options, lines)
-        assert len(lines) == 2, (options, lines)
+        assert cli.run(run_stage_script.main, ["--runs-dir", "runs", *name, *options]) == 2, options
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert [line.partition(":")[0] for line in lines] == ["error", "hint"], (options, lines)
+        assert expected in "\n".join(lines), (options, lines)
     assert not (tmp_path / "runs" / "r" / "run.json").exists()
 
 
 def test_a_full_disk_is_found_before_the_start(tmp_path, monkeypatch, capsys):
-    from experiments import cli, run_stage
-
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(run_stage.shutil, "disk_usage", lambda path: usage)
-    assert cli.run(run_stage.main, ["--runs-dir", str(tmp_path)]) == 2
+    monkeypatch.setattr(run_stage_script.shutil, "disk_usage", lambda path: usage)
+    assert cli.run(run_stage_script.main, ["--runs-dir", str(tmp_path)]) == 2
     assert "of disk" in capsys.readouterr().err
 
 

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from experiments import cli
-from experiments.benchmarks import chaos, checkpoint, packing, train
+from experiments.benchmarks import chaos, checkpoint, packing, train, workers
 
-PARTS = {"train": train, "packing": packing, "checkpoint": checkpoint, "chaos": chaos}
+PARTS = {"train": train, "packing": packing, "checkpoint": checkpoint, "workers": workers, "chaos": chaos}
 
 
 def main(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,17 +28,18 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 def main(argv: list[str]) -> int:
     options = parse(argv)
     run_dir = find_run(options.run, options.runs_dir)
-    path = newest_checkpoint(run_dir, options.stage, warn=lambda message: print(f"warning: {message}", file=sys.stderr))
-    stage = path.parents[1].name
+    warn = partial(print, "warning:", file=sys.stderr)
+    checkpoint = newest_checkpoint(run_dir, options.stage, warn=warn)
+    stage = checkpoint.state["stage"]
     device, dtype, reason = choose_device()
-    model, tokenizer = load_model(path, device, dtype)
+    model, tokenizer = load_model(checkpoint, run_dir / "tokenizer", device, dtype)
     sampling = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}
     session = (Completion if stage == "base" else Chat)(model, tokenizer, options.max_tokens, sampling)
     if options.prompt is not None:
         answer(session, options.prompt, sys.stdout)
         return 0
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"{run_dir.name}, {stage} stage, {path.name.replace('_', ' ')} on {device} ({reason})\n{HELP}")
+        print(f"{run_dir.name}, {stage} stage, step {checkpoint.step:,} on {device} ({reason})\n{HELP}")
     return talk(session, sys.stdin, sys.stdout)
 
 

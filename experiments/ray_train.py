@@ -14,10 +14,12 @@ from typing import Any
 
 from experiments.cluster import cluster
 from experiments.faults import planned_faults
+from nanochat.config import TRAINED_STAGES
 from nanochat.errors import FULL_DISK, UserError
 from nanochat.events import Event, JsonlSink, StageStarted, StepDone
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run, Status, write_json
+from nanochat.training.checkpoint import CheckpointStore
 
 MAX_IDLE_STARTS = 6  # starts of the workers in a row between which nothing new was saved
 GRACE_S = 10.0  # for a worker that Ray has given up to be gone
@@ -185,7 +187,7 @@ class _Starts:
 
     def begin(self) -> Outcome | None:
         """Count a start. The outcome to end with at once: the one left behind, or that this leads nowhere."""
-        saved = sorted(str(path) for path in self.run.directory.glob("*/checkpoints/step_*"))
+        saved = [CheckpointStore(self.run.checkpoints(stage)).steps() for stage in TRAINED_STAGES]
         last = self._read()
         count = last["count"] + 1 if last.get("saved") == saved else 1
         if last.get("outcome", {}).get("state") == "user_error":

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,8 @@ from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import conversation, duration, plan_table, score_table, stage_table, write_report
 from nanochat.run import Run, Status, write_json
-from nanochat.training.checkpoint import open_checkpoint
+from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from nanochat.training.storage import inside
 
 PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
 
@@ -96,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="any other setting, such as base.eval_every=50",
+    )
+    add(
+        "--storage",
+        default="",
+        metavar="PATH_OR_URI",
+        help="keep checkpoints in <storage>/<run>/<stage>, such as s3://bucket/prefix (default: in the run)",
     )
     add("--plan", action="store_true", help="print the plan and stop")
     add("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
@@ -154,6 +162,7 @@ def _request(args: argparse.Namespace) -> Request:
         num_iterations=args.num_iterations,
         compile=args.compile,
         num_workers=args.num_workers,
+        storage=args.storage if "://" in args.storage or not args.storage else str(Path(args.storage).absolute()),
         assignments=tuple(args.assignments),
     )
 
@@ -170,14 +179,18 @@ def _named_run(name: str, runs_dir: Path) -> Run:
 def _new_record(request: Request, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
     """The configuration of a new run, and the rest of its run.json. Everything that can be wrong is found here."""
     _check_data(request.data)
-    start_model, checkpoint = None, ""
+    start_model, start = None, {}
     if request.start_from:
-        checkpoint, start_model = _start_checkpoint(request.start_from, runs_dir)
+        checkpoint, tokenizer = _start_checkpoint(request.start_from, runs_dir)
+        start_model = from_dict(ModelConfig, checkpoint.state["model"])
+        start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
     hardware = detect_hardware()
     compiler = shutil.which("g++") or shutil.which("clang++")
     memory = MemoryRecord(cache_directory(), hardware.name)
     resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, memory=memory)
-    config = replace(resolved.config, start_from=checkpoint)
+    if request.storage:
+        CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
+    config = replace(resolved.config, **start, storage=request.storage)
     plan = estimate(config, hardware, request.num_workers)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
     if plan.disk_bytes > free:
@@ -215,14 +228,13 @@ def _check_data(data: str) -> None:
         next(read_documents([file]), None)
 
 
-def _start_checkpoint(start_from: str, runs_dir: Path) -> tuple[str, ModelConfig]:
-    """The checkpoint that --from names, and its architecture."""
+def _start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
+    """The checkpoint that --from names, and the directory of its tokenizer."""
     path = Path(start_from).absolute()
-    if not (path / "manifest.json").exists():
-        path = newest_checkpoint(
-            find_run(start_from, runs_dir.absolute()), warn=lambda text: print(f"warning: {text}", file=sys.stderr)
-        )
-    return str(path), from_dict(ModelConfig, open_checkpoint(path).state["model"])
+    if (path / "manifest.json").exists():
+        return open_checkpoint(path, check_all=False), path.parents[2] / "tokenizer"
+    run_dir = find_run(start_from, runs_dir.absolute())
+    return newest_checkpoint(run_dir, warn=partial(print, "warning:", file=sys.stderr)), run_dir / "tokenizer"
 
 
 def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
@@ -235,7 +247,7 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
     stored = from_dict(Request, record["request"])
     differences = stored.differences(request)
     new_stages = [stage for stage in request.stages if stage not in stored.stages]
-    if new_stages and not any(run.checkpoints(stage).exists() for stage in new_stages if stage in TRAINED_STAGES):
+    if new_stages and not any(_has_checkpoints(run, stage) for stage in new_stages if stage in TRAINED_STAGES):
         hardware = Hardware(**{key: value for key, value in record["hardware"].items() if key != "description"})
         fresh = resolve(request, hardware, compiler=shutil.which("g++"), start_model=config.model).config
         same = replace(request, stages=stored.stages, num_iterations=stored.num_iterations)
@@ -255,13 +267,17 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
     return config, {key: value for key, value in record.items() if key != "config"}
 
 
+def _has_checkpoints(run: Run, stage: str) -> bool:
+    return bool(CheckpointStore(run.checkpoints(stage)).steps())
+
+
 def _check_weights(run: Run, config: RunConfig) -> None:
     """A stage after base needs weights to start from."""
     if not config.trained_stages or config.start_from or config.trained_stages[0] == "base":
         return
     first = config.trained_stages[0]
     before = TRAINED_STAGES[TRAINED_STAGES.index(first) - 1]
-    if not run.checkpoints(before).exists() and not run.checkpoints(first).exists():
+    if not _has_checkpoints(run, before) and not _has_checkpoints(run, first):
         raise UserError(
             f"stage {first} starts from trained weights and run {run.name!r} has none of {before}",
             f"add {before} to --stage, or name a run or checkpoint with --from",

@@ -85,6 +85,11 @@ class RunConfig:
     """Training attention kernel, see nanochat.model.attention."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept of each stage."""
+    storage: str = ""
+    """Where checkpoints are kept, as <storage>/<run>/<stage>: a path, or a URI that pyarrow.fs understands such as
+    s3://bucket/prefix. Empty: in the run's directory."""
+    start_tokenizer: str = ""
+    """Directory of the tokenizer that belongs to start_from."""
     keep_best_checkpoint: bool = False
     """Whether each stage also keeps the checkpoint of the lowest val_bpb."""
 

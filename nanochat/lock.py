@@ -83,7 +83,8 @@ def held(
         wait_s: how long to wait for an owner that holds it.
         evict: then kill it, if it is on this machine: somebody has given it up.
         say: told when the lock of a dead owner is taken over.
-        heard_of: whether an owner on another machine, which the kernel's lock may not reach, gave a sign of life lately.
+        heard_of: whether an owner on another machine, which the kernel's lock may not reach, gave a sign of life of
+            late.
 
     Raises:
         UserError: somebody holds it, and who.

@@ -12,6 +12,7 @@ from typing import Any
 from nanochat.config import RunConfig, from_dict, to_dict
 from nanochat.errors import FULL_DISK, UserError
 from nanochat.lock import Owner, held, read_owner
+from nanochat.training.storage import inside
 
 SILENCE_S = 60.0  # after this long without a heartbeat an owner on another machine counts as gone
 
@@ -66,8 +67,10 @@ class Run:
     def report_path(self) -> Path:
         return self.directory / "report.md"
 
-    def checkpoints(self, stage: str) -> Path:
-        return self.directory / stage / "checkpoints"
+    def checkpoints(self, stage: str) -> Path | str:
+        """Where a stage's checkpoints are kept: in the run, or where its config says. Raises UserError as `config`."""
+        storage = self.config().storage if self.exists() else ""
+        return inside(storage, self.name, stage) if storage else self.directory / stage / "checkpoints"
 
     def result_path(self, stage: str) -> Path:
         return self.directory / stage / "result.json"

@@ -19,6 +19,7 @@ from experiments.faults import VARIABLE, VICTIMS, Fault, strike, struck, write_p
 from nanochat.config import TRAINED_STAGES
 from nanochat.errors import UserError
 from nanochat.run import Run
+from nanochat.training.checkpoint import CheckpointStore
 
 STEPS = {"base": 240, "mid": 120, "sft": 120}
 SMALL = (
@@ -152,7 +153,8 @@ def final_hash(run: Run) -> str:
     """SHA-256 over weights and optimizer state at the end of all stages."""
     digest = hashlib.sha256()
     for stage in TRAINED_STAGES:
-        last = max(run.checkpoints(stage).glob("step_*"))
+        store = CheckpointStore(run.checkpoints(stage))
+        last = store.open(max(store.steps())).path
         files = json.loads((last / "manifest.json").read_text())["files"]
         digest.update("".join(files[f"{part}.safetensors"]["sha256"] for part in ("model", "optimizer")).encode())
     return digest.hexdigest()

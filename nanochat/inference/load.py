@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig, Transformer
+from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.checkpoint import CheckpointStore, open_checkpoint
+from nanochat.training.checkpoint import Checkpoint, CheckpointStore
 
 STAGES = ("base", "mid", "sft")  # those with a model, in order of training
 
@@ -27,42 +27,44 @@ def find_run(name_or_path: str, runs_dir: Path) -> Path:
     )
 
 
-def newest_checkpoint(run_dir: Path, stage: str | None = None, *, warn: Callable[[str], None]) -> Path:
+def newest_checkpoint(run_dir: Path, stage: str | None = None, *, warn: Callable[[str], None]) -> Checkpoint:
     """The newest whole checkpoint of a stage, by default of the last stage that has one; damaged ones are named to
     `warn`. Raises UserError if there is none."""
+    stores = {name: CheckpointStore(Run(run_dir).checkpoints(name)) for name in STAGES}
     for name in (stage,) if stage else reversed(STAGES):
-        if found := CheckpointStore(run_dir / name / "checkpoints").newest(warn):
-            return found.path
-    have = [name for name in STAGES if CheckpointStore(run_dir / name / "checkpoints").steps()]
+        if found := stores[name].newest(warn):
+            return found
+    have = [name for name, store in stores.items() if store.steps()]
     hint = f"stages with checkpoints: {', '.join(have)}" if have else "train it with experiments/run_stage.py"
     raise UserError(f"{run_dir} has no whole checkpoint" + (f" of stage {stage}" if stage else ""), hint)
 
 
-def load_model(checkpoint_path: Path, device: torch.device | str, dtype: torch.dtype) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a checkpoint inside a run, ready to generate.
+def load_model(
+    checkpoint: Checkpoint, tokenizer_directory: Path, device: torch.device | str, dtype: torch.dtype
+) -> tuple[Transformer, Tokenizer]:
+    """The model of a checkpoint and the tokenizer of its run, ready to generate.
 
     Matrices are stored in `dtype`, which is what they are multiplied in; the numbers are those of casting the fp32
     weights at every use, at half the memory and none of the work. Vectors and scalars stay fp32.
 
     Raises UserError naming whatever is damaged, missing or does not fit together.
     """
-    checkpoint = open_checkpoint(checkpoint_path)
-    config = _model_config(checkpoint.path, checkpoint.state)
-    tokenizer = Tokenizer.load(checkpoint.path.resolve().parents[2] / "tokenizer")
+    config = _model_config(checkpoint)
+    tokenizer = Tokenizer.load(tokenizer_directory)
     if checkpoint.state.get("tokenizer") != tokenizer.fingerprint:
         raise UserError(
-            f"checkpoint {checkpoint.path} was trained with another tokenizer than the one of its run",
+            f"checkpoint {checkpoint.location} was trained with another tokenizer than the one of its run",
             "restore the run's tokenizer directory, or train again under a new name",
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"checkpoint {checkpoint.path} has a vocabulary of {config.vocab_size}, "
+            f"checkpoint {checkpoint.location} has a vocabulary of {config.vocab_size}, "
             f"its tokenizer one of {tokenizer.vocab_size}"
         )
     model = Transformer(config, compute_dtype=dtype)
     weights = checkpoint.tensors("model")
     if problems := _mismatches(dict(model.named_parameters()), weights):
-        raise UserError(f"checkpoint {checkpoint.path} does not fit its own config: {'; '.join(problems)}")
+        raise UserError(f"checkpoint {checkpoint.location} does not fit its own config: {'; '.join(problems)}")
     model.load_state_dict(weights)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -71,9 +73,10 @@ def load_model(checkpoint_path: Path, device: torch.device | str, dtype: torch.d
     return model.to(device).eval(), tokenizer
 
 
-def _model_config(path: Path, state: dict[str, Any]) -> ModelConfig:
+def _model_config(checkpoint: Checkpoint) -> ModelConfig:
+    path = checkpoint.location
     try:
-        return ModelConfig(**state["model"])
+        return ModelConfig(**checkpoint.state["model"])
     except KeyError as error:
         raise UserError(f"checkpoint {path} does not say what its model is: its state has no {error}") from error
     except (TypeError, ValueError) as error:

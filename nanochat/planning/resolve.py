@@ -35,6 +35,7 @@ class Request:
     num_iterations: int | None = None
     compile: str = "auto"
     num_workers: int = 1
+    storage: str = ""
     assignments: tuple[str, ...] = ()
     """`key=value` texts of --set, applied last."""
 

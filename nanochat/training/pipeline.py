@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat.config import RunConfig, to_dict
+from nanochat.config import TRAINED_STAGES, RunConfig, to_dict
 from nanochat.data.batches import Batches
 from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
@@ -91,9 +90,22 @@ class _Pipeline:
         self.peak_flops = 0.0
         self.trainee = build_trainee(self.config, self.workers)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
-        weights = open_checkpoint(Path(self.config.start_from)) if self.config.start_from else None
+        weights = self._beginning()
         for stage in self.config.trained_stages:
             weights = self._stage(stage, prepared.data[stage], prepared.sources, weights)
+
+    def _beginning(self) -> Checkpoint | None:
+        """The weights that the first stage starts from: those asked for, or those of the stage before it in this run;
+        None for new ones."""
+        if self.config.start_from:
+            return open_checkpoint(self.config.start_from)
+        before = TRAINED_STAGES.index(self.config.trained_stages[0]) - 1
+        if before < 0:
+            return None
+        stage = TRAINED_STAGES[before]
+        store = CheckpointStore(self.run_.checkpoints(stage))
+        warn = partial(self._note, stage, warning=True)
+        return self.workers.from_lead(store.newest(warn) if self.workers.leads else None)
 
     def _prepare(self) -> _Prepared:
         """Rank 0 makes tokenizer and shards; what stops it there is raised on every worker."""
@@ -282,7 +294,7 @@ def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:
     ]
     if wrong:
         raise UserError(
-            f"the weights of {checkpoint.path} do not fit this model: {', '.join(wrong[:5])}"
+            f"the weights of {checkpoint.location} do not fit this model: {', '.join(wrong[:5])}"
             + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
             "use the --depth and architecture the checkpoint was trained with",
         )
@@ -301,7 +313,7 @@ def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     for part, ours in identity.items():
         if checkpoint.state.get(part) != ours:
             raise UserError(
-                f"{checkpoint.path} was trained with another {part} than this run now has",
+                f"{checkpoint.location} was trained with another {part} than this run now has",
                 "put the old one back, or start under another --name",
             )
 

@@ -29,7 +29,7 @@ def prepare_tokenizer(run: Run, config: RunConfig, sources: Sources, say: Callab
         return Tokenizer.load(directory)
     start = time.perf_counter()
     if config.start_from:
-        tokenizer = Tokenizer.load(Path(config.start_from).parents[2] / "tokenizer")
+        tokenizer = Tokenizer.load(Path(config.start_tokenizer))
         tokenizer.save(directory)
         return tokenizer
     say("training the tokenizer")

@@ -71,6 +71,12 @@ def storage_at(location: Path | str) -> Storage:
     return LocalStorage(Path(location))
 
 
+def inside(location: str, *names: str) -> str:
+    """The location of something in a location: a path, or a URI, whose query stays at its end."""
+    base, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return f"{'/'.join([base.rstrip('/'), *map(quote, names)])}{mark}{query}"
+
+
 def split(location: Path | str) -> tuple[Path | str, str]:
     """Where this checkpoint is kept, and its name there. Raises CheckpointError."""
     if isinstance(location, str) and "://" in location:
@@ -156,8 +162,7 @@ class RemoteStorage:
         return RemoteStorage, (self.location,)  # a pickled pyarrow file system forgets its retries
 
     def locate(self, name: str) -> str:
-        base, mark, query = self.location.partition("?")
-        return f"{base.rstrip('/')}/{quote(name)}{mark}{query}"
+        return inside(self.location, name)
 
     def names(self) -> list[str]:
         return [name for name, committed in self._found().items() if committed]

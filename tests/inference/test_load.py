@@ -7,7 +7,7 @@ from nanochat.errors import UserError
 from nanochat.inference.load import find_run, load_model, newest_checkpoint
 from nanochat.model import ModelConfig, Transformer
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.checkpoint import CheckpointStore
+from nanochat.training.checkpoint import CheckpointStore, open_checkpoint
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -27,8 +27,12 @@ def save(run, model, tokenizer, stage="base", /, weights=None, **changes):
     return CheckpointStore(run / stage / "checkpoints").save(7, {"model": weights or model.state_dict()}, state)
 
 
+def load(path, device, dtype):
+    return load_model(open_checkpoint(path), path.parents[2] / "tokenizer", device, dtype)
+
+
 def test_a_model_comes_back(run_dir, random_model, tokenizer):
-    model, loaded = load_model(run_dir / "base/checkpoints/step_000007", "cpu", torch.float32)
+    model, loaded = load(run_dir / "base/checkpoints/step_000007", "cpu", torch.float32)
     assert loaded.fingerprint == tokenizer.fingerprint
     with torch.no_grad():
         assert torch.equal(model(IDS), random_model(IDS))
@@ -36,7 +40,7 @@ def test_a_model_comes_back(run_dir, random_model, tokenizer):
 
 
 def test_storing_matrices_in_bf16_changes_no_number(run_dir, random_model):
-    model, _ = load_model(run_dir / "base/checkpoints/step_000007", "cpu", torch.bfloat16)
+    model, _ = load(run_dir / "base/checkpoints/step_000007", "cpu", torch.bfloat16)
     assert model.head.dtype == model.blocks[0].qkv.dtype == torch.bfloat16
     assert model.residual_scalars.dtype == torch.float32
     masters = Transformer(random_model.config, compute_dtype=torch.bfloat16)
@@ -59,8 +63,8 @@ def test_finding_runs_and_checkpoints(run_dir, tmp_path):
         find_run("", runs)
 
     warnings: list[str] = []
-    assert newest_checkpoint(run_dir, warn=warnings.append) == run_dir / "mid/checkpoints/step_000007"
-    assert newest_checkpoint(run_dir, "base", warn=warnings.append) == run_dir / "base/checkpoints/step_000007"
+    assert newest_checkpoint(run_dir, warn=warnings.append).path == run_dir / "mid/checkpoints/step_000007"
+    assert newest_checkpoint(run_dir, "base", warn=warnings.append).path == run_dir / "base/checkpoints/step_000007"
     with pytest.raises(UserError, match="of stage sft") as caught:
         newest_checkpoint(run_dir, "sft", warn=warnings.append)
     assert "base, mid" in caught.value.hint
@@ -68,7 +72,7 @@ def test_finding_runs_and_checkpoints(run_dir, tmp_path):
         newest_checkpoint(runs, warn=warnings.append)
     assert warnings == []
     (run_dir / "mid/checkpoints/step_000007/state.json").unlink()
-    assert newest_checkpoint(run_dir, warn=warnings.append) == run_dir / "base/checkpoints/step_000007"
+    assert newest_checkpoint(run_dir, warn=warnings.append).path == run_dir / "base/checkpoints/step_000007"
     assert len(warnings) == 1
 
 
@@ -88,21 +92,21 @@ def test_every_mismatch_is_named(run_dir, random_model, tokenizer):
     ):
         path = save(run_dir, random_model, tokenizer, **changes)
         with pytest.raises(UserError, match=message):
-            load_model(path, "cpu", torch.float32)
+            load(path, "cpu", torch.float32)
     path = CheckpointStore(run_dir / "base" / "checkpoints").save(8, {}, {})
     with pytest.raises(UserError, match="no 'model'"):
-        load_model(path, "cpu", torch.float32)
+        load(path, "cpu", torch.float32)
     path = save(run_dir, random_model, tokenizer)
     Tokenizer.train(["something else"], 270).save(run_dir / "tokenizer")
     with pytest.raises(UserError, match="another tokenizer"):
-        load_model(path, "cpu", torch.float32)
+        load(path, "cpu", torch.float32)
     (run_dir / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer"):
-        load_model(path, "cpu", torch.float32)
+        load(path, "cpu", torch.float32)
 
 
 def test_config_of_every_kind_survives_json(tmp_path, tokenizer):
     config = ModelConfig.from_depth(2, 275, 32, classic=True)
     tokenizer.save(tmp_path / "tokenizer")
-    model, _ = load_model(save(tmp_path, Transformer(config), tokenizer), "cpu", torch.float32)
+    model, _ = load(save(tmp_path, Transformer(config), tokenizer), "cpu", torch.float32)
     assert model.config == config

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ QUIET = {
     "GOMP_SPINCOUNT": "10000",  # wait a little: see LOG.md, 2026-11-22
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }
+REACHABLE_S = 5.0
 OWN = {"RAY_AUTH_MODE": "disabled"}  # of a cluster that is bound to this machine
 
 
@@ -32,6 +34,8 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
     `address`. Raises UserError when there is none."""
     for name, value in (QUIET if address else QUIET | OWN).items():
         os.environ.setdefault(name, value)
+    if address:
+        _check_reachable(address)
     import ray
 
     passed_on = {name: os.environ[name] for name in (*QUIET, "NANOCHAT_BASE_DIR") if name in os.environ}
@@ -48,15 +52,30 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
             logging_config=ray.LoggingConfig(log_level="ERROR"),
             log_to_driver=True,
         )
-    except (ConnectionError, TimeoutError, ValueError) as error:
-        if not address:
-            raise
-        raise UserError(
-            f"no Ray cluster answers at {address}: {error}", "check --address; `ray status` on that machine shows it"
-        ) from None
+    except SystemExit:  # how Ray's own handler answers a SIGTERM while it starts
+        raise KeyboardInterrupt from None
+    except (ConnectionError, ValueError) as error:
+        raise (_no_cluster(address, error) if address else error) from None
     for number, handler in handlers.items():  # Ray has put its own in place of the caller's
         signal.signal(number, handler)
     try:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask at once what Ray would ask for five minutes. "auto" and the like are Ray's to find."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHABLE_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at {address}: {error}", "check --address; `ray status` on that machine shows it"
+    )

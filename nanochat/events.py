@@ -123,6 +123,7 @@ class StageFinished(Event):
 
 
 Sink = Callable[[Event], None]
+MAX_WAITING = 100_000  # lines kept in memory while the disk is full; then the oldest are lost
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
@@ -154,7 +155,7 @@ class JsonlSink:
 
     def __init__(self, run_directory: Path) -> None:
         self.run_directory = run_directory
-        self._waiting: deque[tuple[Path, bytes]] = deque(maxlen=100_000)
+        self._waiting: deque[tuple[Path, bytes]] = deque(maxlen=MAX_WAITING)
 
     def __call__(self, event: Event) -> None:
         self._waiting.append((metrics_path(self.run_directory, event.stage), _line(event)))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TypeVar, get_type_hints
 
 import psutil
 
 from nanochat.errors import UserError
 
+T = TypeVar("T")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _POLL_S = 0.1
 
@@ -58,8 +59,20 @@ class Owner:
 
 def read_owner(path: Path) -> Owner | None:
     """Who holds the lock at `path`, or died with it; None where it was released, or says nothing that makes sense."""
-    with suppress(OSError, ValueError, TypeError):
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+    owner = read_as(Owner, path)
+    return owner if owner and owner.pid > 0 else None
+
+
+def read_as(kind: type[T], path: Path) -> T | None:
+    """The flat dataclass that was written to `path` as JSON; None where nothing is, or anything else."""
+    hints = get_type_hints(kind)
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        record = kind(**json.loads(path.read_text(encoding="utf-8")))
+        if all(
+            isinstance(value, (int, float) if hints[name] is float else hints[name])
+            for name, value in vars(record).items()
+        ):
+            return record
     return None
 
 
@@ -89,7 +102,7 @@ def held(
     Raises:
         UserError: somebody holds it, and who.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("ab", buffering=0) as file:  # nothing is left to be written when it is closed
         if not _locked(file, wait_s):
             owner = read_owner(path)
             if not (evict and owner and owner.alive()):
@@ -109,7 +122,7 @@ def held(
             _write(file, "")
 
 
-def _locked(file: TextIO, wait_s: float) -> bool:
+def _locked(file: BinaryIO, wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
     while True:
         with suppress(BlockingIOError):
@@ -127,11 +140,10 @@ def _in_use(what: str, owner: Owner | None) -> UserError:
     )
 
 
-def _write(file: TextIO, text: str) -> None:
+def _write(file: BinaryIO, text: str) -> None:
     with suppress(OSError):  # on a full disk the lock holds as well, it only does not say whose it is
         file.truncate(0)
-        file.write(text)
-        file.flush()
+        file.write(text.encode("utf-8"))
 
 
 def _boot_id() -> str:

@@ -4,14 +4,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.config import RunConfig, from_dict, to_dict
+from nanochat.config import STAGES, RunConfig, from_dict, to_dict
 from nanochat.errors import FULL_DISK, UserError
-from nanochat.lock import Owner, held, read_owner
+from nanochat.lock import Owner, held, read_as, read_owner
+from nanochat.training.result import StageResult
 from nanochat.training.storage import inside
 
 SILENCE_S = 60.0  # after this long without a heartbeat an owner on another machine counts as gone
@@ -92,18 +93,21 @@ class Run:
             ) from None
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Measured records of the finished stages, by stage."""
-        return {
-            stage: _read_json(path)
-            for stage in ("tokenizer", "base", "mid", "sft")
-            if (path := self.result_path(stage)).exists()
-        }
+        """Measured records of the finished stages, by stage. Raises UserError for one that is damaged."""
+        return {stage: self._result(stage) for stage in STAGES if self.result_path(stage).exists()}
+
+    def _result(self, stage: str) -> dict[str, Any]:
+        path = self.result_path(stage)
+        hint = f"delete it, and repeat the command of run {self.name!r}: it makes it anew or goes without"
+        record = _read_json(path, hint)
+        try:
+            return record if stage == "tokenizer" else asdict(StageResult(**record))
+        except TypeError as error:
+            raise UserError(f"{path} was not written by this version: {error}", hint) from None
 
     def status(self) -> Status | None:
         """What the run says it is doing; None where it says nothing that makes sense, which harms nothing."""
-        with suppress(OSError, ValueError, TypeError):
-            return Status(**json.loads((self.directory / "status.json").read_text(encoding="utf-8")))
-        return None
+        return read_as(Status, self.directory / "status.json")
 
     def write_status(self, status: Status) -> None:
         """On a full disk the old status stays: training does not end for it."""
@@ -157,11 +161,11 @@ def create(directory: Path, config: RunConfig, record: dict[str, Any]) -> Run:
     return run
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, hint: str = "restore it, or start the run under another --name") -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}", "restore it, or start the run under another --name") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}", hint) from None
     if not isinstance(data, dict):
-        raise UserError(f"{path} does not hold an object", "restore it, or start the run under another --name")
+        raise UserError(f"{path} does not hold an object", hint)
     return data

@@ -1,3 +1,7 @@
+import os
+
+import pytest
+
 from nanochat.events import (
     Follower,
     JsonlSink,
@@ -110,6 +114,45 @@ def test_a_full_disk_keeps_events_waiting_and_in_order(tmp_path):
         ballast.unlink()
         sink(step(60))
         assert [event.step for event in read_events(disk, "base")] == list(range(1, 61))
+
+
+def test_a_full_device_does_no_harm_where_no_disk_can_be_mounted(tmp_path):
+    path = metrics_path(tmp_path, "base")
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    sink = JsonlSink(tmp_path)
+    sink(step(1))
+    sink(step(2))
+    path.unlink()
+    sink(step(3))
+    assert list(read_events(tmp_path, "base")) == [step(1), step(2), step(3)]
+    (tmp_path / f".status.json.{os.getpid()}").symlink_to("/dev/full")
+    Run(tmp_path).write_status(Status("running"))
+    assert Run(tmp_path).status() is None
+    Run(tmp_path).write_status(Status("running"))
+    assert Run(tmp_path).status().state == "running"
+
+
+def test_no_more_than_so_many_lines_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr("nanochat.events.MAX_WAITING", 3)
+    path = metrics_path(tmp_path, "base")
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    sink = JsonlSink(tmp_path)
+    for number in range(9):
+        sink(step(number))
+    path.unlink()
+    sink(step(9))
+    assert [event.step for event in read_events(tmp_path, "base")] == [7, 8, 9]
+
+
+def test_another_failure_than_a_full_disk_is_raised(tmp_path):
+    metrics_path(tmp_path, "base").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        JsonlSink(tmp_path)(step(1))
+    (tmp_path / "status.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        Run(tmp_path).write_status(Status("running"))
 
 
 def test_a_status_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -12,6 +12,8 @@ import pytest
 from nanochat.errors import UserError
 from nanochat.lock import Owner
 from nanochat.run import Run, Status, create, write_json
+from nanochat.training.result import StageResult
+from tests.full_disk import fill, small_disk
 from tests.test_config import make_config
 
 
@@ -134,11 +136,23 @@ def test_an_owner_on_another_machine_is_believed_while_its_heart_beats(tmp_path)
 def test_nonsense_in_a_lock_file_locks_nobody_out(tmp_path):
     run = Run(tmp_path / "r")
     run.directory.mkdir()
-    for text in ("123", "{", '{"pid": 1}', "[]"):
+    owner = asdict(Owner.here())
+    wrong = [{"pid": "1"}, {"pid": -1}, {"started": None}, {"since": "today"}, {"mood": "good"}]
+    for text in ("123", "{", "\0" * 99, "[" * 99_999, "[]", '{"pid": 1}', *(json.dumps(owner | it) for it in wrong)):
         (run.directory / "driver.lock").write_text(text)
         assert run.owner("driver") is None
         with run.owned("driver"):
             assert run.owner("driver").pid == os.getpid()
+
+
+def test_a_full_disk_does_not_cost_the_lock(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as disk:
+        fill(disk)
+        run = Run(disk)
+        with run.owned("driver"), pytest.raises(UserError, match="by another process"), run.owned("driver"):
+            pass
+        with run.owned("driver", say=pytest.fail):
+            pass
 
 
 def test_an_owner_that_was_given_up_is_evicted(tmp_path):
@@ -154,8 +168,37 @@ def test_an_owner_that_was_given_up_is_evicted(tmp_path):
         holder.wait()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"state": "running", "mood": "good"}'])
-def test_a_damaged_status_says_nothing(tmp_path, text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 99_999,
+        '{"state": "running", "mood": "good"}',
+        '{"state": 1}',
+        '{"state": "running", "heartbeat": "now"}',
+    ],
+)
+def test_a_damaged_status_says_nothing_and_stops_nothing(tmp_path, text):
     run = Run(tmp_path)
     (tmp_path / "status.json").write_text(text)
     assert run.status() is None
+    left_behind(run, host="elsewhere")
+    with run.owned("driver"):
+        run.write_status(Status("running"))
+    assert run.status().state == "running"
+
+
+def test_results_come_back_and_a_damaged_one_says_what_to_do(tmp_path):
+    run = create(tmp_path / "r", make_config(), {})
+    assert run.results() == {}
+    result = StageResult("base", iterations=3, val_bpb=1.5, scores={"overall": {"accuracy": 0.5}}, first_val_bpb=2.0)
+    write_json(run.result_path("base"), asdict(result))
+    write_json(run.result_path("tokenizer"), {"stage": "tokenizer", "characters": 9})
+    assert run.results() == {"tokenizer": {"stage": "tokenizer", "characters": 9}, "base": asdict(result)}
+    for text in ("", "[]", "{", "{}", "[" * 99_999, '{"stage": "base", "mood": "good"}'):
+        run.result_path("base").write_text(text)
+        with pytest.raises(UserError, match=r"base/result\.json") as caught:
+            run.results()
+        assert "delete it, and repeat the command of run 'r'" in caught.value.hint

@@ -47,7 +47,7 @@ POINTS = (  # each in reach of a life that begins where the one before ended
 )
 HANG_LIMIT_S = 5
 LIMIT_S = 300  # of one life of the driver
-EXIT_CODES = {-9, 0, 130}  # what a driver that was struck may end with
+EXIT_CODES = {-9, -15, 0, 130}  # what a driver that was struck may end with; -15 while Python itself starts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

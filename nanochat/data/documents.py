@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,47 @@ def find_documents(path: Path) -> list[Path]:
     Hidden files and folders are left out.
 
     Raises:
-        UserError: nothing is there, nothing of it can be read as documents, or all of it is empty.
+        UserError: nothing is there, nothing of it can be read as documents, all of it is empty, or the system refuses a
+            part of it, such as a folder without permission or a link to nothing.
     """
     supported = ", ".join(SUFFIXES)
-    if not path.exists():
-        raise UserError(f"there is no data at {path}", "check the path")
-    if path.is_file():
-        files = [path]
-    else:
-        visible = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-        files = sorted(p for p in visible if p.suffix in SUFFIXES and p.is_file())
+    with _readable(path):
+        if not path.exists():
+            raise UserError(f"there is no data at {path}", "check the path")
+        files = [path] if path.is_file() else sorted(_files_below(path))
+        size = sum(file.stat().st_size for file in files)
     if not files or files[0].suffix not in SUFFIXES:
         raise UserError(f"{path} is not data that can be read", f"supported are {supported} files and folders of them")
-    if not any(file.stat().st_size for file in files):
+    if not size:
         raise UserError(f"{path} is empty", f"supported are {supported} files with text in them")
     return files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The data files in a folder and its subfolders. Raises OSError rather than leave out what cannot be reached."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if path.suffix in SUFFIXES and stat.S_ISREG(path.stat().st_mode):
+                yield path
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What keeps the system from reading `path`, or something in it, is for the user to change."""
+    try:
+        yield
+    except OSError as error:
+        if not error.errno:  # not the system but pyarrow, about what the file holds
+            raise
+        raise UserError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}",
+            "check that it is there, and that you are allowed to read it",
+        ) from error
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[str]:
@@ -49,7 +78,8 @@ def read_documents(files: Sequence[Path]) -> Iterator[str]:
     in a file without it, paragraphs gathered to about 4,000 characters.
 
     Raises:
-        UserError: a file is not UTF-8, not JSON, has no text or is damaged; names the file and, if known, the line.
+        UserError: a file cannot be opened, is not UTF-8, not JSON, has no text or is damaged; names the file and, if
+            known, the line.
     """
     for file in files:
         if file.suffix == ".parquet":
@@ -65,7 +95,8 @@ def read_conversations(path: Path) -> Iterator[list[dict[str, Any]]]:
     """The `messages` of every line of a .jsonl file, checked.
 
     Raises:
-        UserError: names the file and line that is not UTF-8, not JSON, or not a conversation with an assistant's turn.
+        UserError: names the file that cannot be opened, or the file and line that is not UTF-8, not JSON, or not a
+            conversation with an assistant's turn.
     """
     for number, record in _read_json_lines(path):
         messages = record.get("messages")
@@ -95,7 +126,7 @@ def is_validation(document: str) -> bool:
 def _read_parquet(path: Path) -> Iterator[str]:
     """The column `text`, one row group after the other in batches."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as parquet:
+        with _readable(path), pyarrow.parquet.ParquetFile(path) as parquet:
             if "text" not in parquet.schema_arrow.names:
                 names = ", ".join(parquet.schema_arrow.names)
                 raise UserError(f"{path} has no column 'text', only: {names}", "rename the column that holds the text")
@@ -122,7 +153,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number, counted from 1, and object of every line that is not blank."""
-    with path.open("rb") as file:
+    with _readable(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -142,7 +173,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _read_txt(path: Path) -> Iterator[str]:
     # newline="" leaves line ends as they are: what is trained on is what the file holds.
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
             separated = _has_separator(path)
             yield from _split_at_separator(file) if separated else _gather_paragraphs(file)
     except UnicodeDecodeError as error:

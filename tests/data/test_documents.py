@@ -1,6 +1,10 @@
 """Documents and conversations from files, and the message for each way a file can be wrong."""
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +45,63 @@ def test_paths_without_data_are_refused(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             find_documents(tmp_path / name)
         assert caught.value.hint
+
+
+def test_a_folder_may_be_named_like_a_file(tmp_path):
+    (tmp_path / "book.txt").mkdir()
+    (tmp_path / "book.txt" / "one.txt").write_text("x")
+    os.mkfifo(tmp_path / "pipe.txt")  # nothing would ever come out of it
+    for path in (tmp_path, tmp_path / "book.txt"):
+        assert find_documents(path) == [tmp_path / "book.txt" / "one.txt"]
+
+
+def test_a_link_to_nothing_is_refused_rather_than_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    assert len(find_documents(tmp_path)) == 2
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"c\.jsonl cannot be read: No such file"):
+        find_documents(tmp_path)
+    with pytest.raises(UserError, match=r"there is no data at .*c\.jsonl"):
+        find_documents(tmp_path / "c.jsonl")
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Permissions hold for root as well, meanwhile."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+@pytest.mark.parametrize("suffix", documents.SUFFIXES)
+def test_what_may_not_be_read_is_refused_by_name(suffix):
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own are closed to others
+        closed = Path(directory) / "closed"
+        path = closed / f"x{suffix}"
+        closed.mkdir()
+        if suffix == ".parquet":
+            pq.write_table(pa.table({"text": ["a"]}), path)
+        else:
+            path.write_text('{"text": "a"}')
+        assert read(path)
+        Path(directory).chmod(0o755)
+        path.chmod(0)
+        with unprivileged():
+            with pytest.raises(UserError, match=rf"x\{suffix} cannot be read: .*Permission denied") as caught:
+                read(path)
+            with pytest.raises(UserError, match=rf"x\{suffix} cannot be read"):
+                list(read_conversations(path))
+            assert "allowed to read" in caught.value.hint
+        closed.chmod(0)
+        with unprivileged():
+            for given in (Path(directory), closed, path):
+                with pytest.raises(UserError, match=r"closed.* cannot be read: Permission denied"):
+                    find_documents(given)
 
 
 def test_parquet_in_row_groups(tmp_path):

@@ -106,8 +106,8 @@ def _fit(run: Run, scaling: dict[str, Any]) -> dict[str, str]:
         run_config=ray.train.RunConfig(
             storage_path=str(storage),
             name="fit",
-            # The workers themselves count starts that lead nowhere.
-            failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=2),
+            # Only a backstop: the workers themselves count starts that lead nowhere.
+            failure_config=ray.train.FailureConfig(max_failures=1000, controller_failure_limit=2),
             logging_config=ray.train.LoggingConfig("ERROR"),
         ),
     )
@@ -143,14 +143,15 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     workers = Workers.current(ray.train.torch.get_device())
     run = Run(Path(settings["run"]))
     starts = _Starts(run)
-    with run.owned(f"worker-{workers.rank}", wait_s=GRACE_S, evict=True):
-        ended = workers.from_lead(starts.begin() if workers.leads else None)
-        if ended is not None:
-            return asdict(ended)
-        outcome = _train(run, workers)
-        if workers.size > 1 and outcome.state not in ("done", "interrupted"):
-            starts.leave(outcome)
-            raise RuntimeError(outcome.message)
+    try:
+        with run.owned(f"worker-{workers.rank}", wait_s=GRACE_S, evict=True):
+            ended = workers.from_lead(starts.begin() if workers.leads else None)
+            return asdict(ended or _train(run, workers))
+    except Exception as error:
+        outcome = _outcome_of(error)
+    if workers.size > 1:
+        starts.leave(outcome)
+        raise RuntimeError(outcome.message)
     return asdict(outcome)
 
 
@@ -161,18 +162,18 @@ def _train(run: Run, workers: Any) -> Outcome:
     emit = _Reporter(run) if workers.leads else _ignore
     try:
         run_pipeline(run, workers, emit, run.stop_requested, planned_faults(run))
-        return Outcome("done")
     except Interrupted:
         return Outcome("interrupted")
-    except UserError as error:
+    return Outcome("done")
+
+
+def _outcome_of(error: Exception) -> Outcome:
+    if isinstance(error, UserError):
         return Outcome("user_error", error.message, error.hint)
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            return Outcome("bug", traceback.format_exc())
-        message = f"the disk is full: {error}"
-        return Outcome("user_error", message, "make room, and the same command continues from the last checkpoint")
-    except Exception:
-        return Outcome("bug", traceback.format_exc())
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        hint = "make room, and the same command continues from the last checkpoint"
+        return Outcome("user_error", f"the disk is full: {error}", hint)
+    return Outcome("bug", "".join(traceback.format_exception(error)))
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,9 @@ class _Starts:
         return None
 
     def leave(self, outcome: Outcome) -> None:
-        """For the next workers to find."""
-        write_json(self.path, {**self._read(), "outcome": asdict(outcome)})
+        """For the next workers to find, unless the disk is full: then they will see for themselves."""
+        with suppress(OSError):
+            write_json(self.path, {**self._read(), "outcome": asdict(outcome)})
 
     def _read(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):

@@ -97,7 +97,7 @@ def left_behind(run: Run, **changes) -> Owner:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"pid": 2**22 + 1}, {"boot_id": "another boot"}, {"started": 12.0}],
+    [{"pid": 2**22 + 1}, {"pid": os.getpid(), "boot_id": "another boot"}, {"started": 12.0}],
     ids=["gone", "rebooted", "its pid is another process's now"],
 )
 def test_a_dead_owner_is_taken_over_with_a_message(tmp_path, changes):

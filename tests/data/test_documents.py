@@ -123,9 +123,10 @@ def test_wrong_parquet(tmp_path):
     pq.write_table(pa.table({"text": broken}), path)
     with pytest.raises(UserError, match=r"x\.parquet holds text that is not UTF-8"):
         read(path)
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"x\.parquet cannot be read as parquet"):
-        read(path)
+    for damaged in (path.read_bytes()[:50], b"PAR1" + b"\xff" * 20 + (20).to_bytes(4, "little") + b"PAR1"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"x\.parquet cannot be read as parquet"):
+            read(path)
 
 
 def test_jsonl(tmp_path):

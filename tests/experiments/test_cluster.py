@@ -27,6 +27,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_lost_machine_leaves_the_rest_to_finish(cluster, tmp_path):
     """Two machines of one worker each; one goes down, and --min-workers 1 lets the other go on from the newest

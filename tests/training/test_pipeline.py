@@ -1,0 +1,93 @@
+"""The pipeline in this process, without Ray: where checkpoints are kept, and what is remembered of a run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.data.sources import cache_directory
+from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
+from nanochat.inference.load import load_model, newest_checkpoint
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.memory import MemoryRecord
+from nanochat.planning.resolve import Request, resolve
+from nanochat.report import mishaps
+from nanochat.run import Run, create
+from nanochat.training.checkpoint import CheckpointStore
+from nanochat.training.loop import Interrupted
+from nanochat.training.pipeline import run_pipeline
+from nanochat.workers import Workers
+from tests.training.test_storage import credentials, s3_place, server
+
+__all__ = ["credentials", "server"]  # fixtures
+HARDWARE = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 1e11, "bfloat16": 1e11})
+SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=300000", "base.num_iterations=8",
+            "base.checkpoint_every=2", "base.eval_tokens=512", "base.eval_every=4")  # fmt: skip
+
+
+def small_run(directory: Path, **changes: object) -> Run:
+    request = Request(stages=("tokenizer", "base"), depth=1, max_seq_len=128, total_batch_size=512, device_batch_size=4,
+                      compile="off", assignments=SETTINGS)  # fmt: skip
+    config = replace(resolve(request, HARDWARE, compiler=None).config, **changes)
+    return create(directory, config, {"hardware": {"name": HARDWARE.name}})
+
+
+def go(run: Run, stop_after: int = 99, fault: Callable[[str], None] = lambda point: None) -> None:
+    steps = 0
+
+    def emit(event: object) -> None:
+        nonlocal steps
+        steps += isinstance(event, StepDone)
+        sink(event)
+
+    sink = JsonlSink(run.directory)
+    run_pipeline(run, Workers(), emit, lambda: steps >= stop_after, fault)
+
+
+def test_checkpoints_on_an_object_store(server, tmp_path):
+    """Stopped and resumed, the weights in S3 are those of a run on the disk, and a model can be made of them."""
+    at_home, away = small_run(tmp_path / "home"), small_run(tmp_path / "away", storage=s3_place(server, "e2e").location)
+    go(at_home)
+    with pytest.raises(Interrupted):
+        go(away, stop_after=5)
+    go(away)
+    assert not (away.directory / "base" / "checkpoints").exists()
+    theirs, ours = (newest_checkpoint(run.directory, warn=pytest.fail) for run in (at_home, away))
+    assert (ours.step, ours.location.startswith("s3://")) == (8, True)
+    weights = theirs.tensors("model")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in ours.tensors("model").items())
+    model, _ = load_model(ours, away.tokenizer_directory, "cpu", torch.float32)
+    assert torch.equal(model.head, weights["head"])
+    assert Resumed("base", 5) in read_events(away.directory, "base")
+    assert "base: taken up again at step 5" in mishaps(away)
+
+
+def test_memory_that_ran_out_is_remembered_for_the_next_run(tmp_path):
+    ran_out = []
+
+    def fault(point: str) -> None:
+        if point == "forward" and not ran_out:
+            ran_out.append(point)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    first, second = small_run(tmp_path / "first"), small_run(tmp_path / "second")
+    record = MemoryRecord(cache_directory(), HARDWARE.name)
+    go(first, fault=fault)
+    assert record.limit(first.config().model, "float32") == 2
+    warnings = [event.text for event in read_events(first.directory, "base") if isinstance(event, Note)]
+    assert ["device_batch_size 4 -> 2" in text for text in warnings] == [True]
+    go(second)
+    saved = [CheckpointStore(run.checkpoints("base")).newest(pytest.fail).state for run in (first, second)]
+    assert [state["position"]["device_batch_size"] for state in saved] == [2, 2]
+    assert [state["result"]["out_of_memory"] for state in saved] == [1, 0]
+    assert [state["result"]["tokens"] for state in saved] == [8 * 512] * 2
+
+
+def test_the_best_checkpoint_is_kept_where_asked_for(tmp_path):
+    run = small_run(tmp_path / "r", keep_best_checkpoint=True, keep_checkpoints=1)
+    go(run)
+    steps = CheckpointStore(run.checkpoints("base")).steps()
+    assert steps[-1] == 8
+    assert len(steps) <= 2

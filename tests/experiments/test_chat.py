@@ -50,8 +50,8 @@ def runs_dir(tmp_path_factory):
             ids = [tokenizer.special(item) if isinstance(item, str) else item for item in script]
             for token, successor in pairwise(ids):
                 model.head[successor, token] = 1.0
-    state = {"model": dataclasses.asdict(config), "tokenizer": tokenizer.fingerprint}
     for stage in ("base", "sft"):
+        state = {"stage": stage, "model": dataclasses.asdict(config), "tokenizer": tokenizer.fingerprint}
         CheckpointStore(runs / "parrot" / stage / "checkpoints").save(5, {"model": model.state_dict()}, state)
     return runs
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.config import to_dict
 from nanochat.data.sources import cache_directory
 from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
 from nanochat.inference.load import load_model, newest_checkpoint
@@ -14,7 +15,7 @@ from nanochat.planning.hardware import Hardware
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import mishaps
-from nanochat.run import Run, create
+from nanochat.run import Run, create, write_json
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
 from nanochat.training.pipeline import run_pipeline
@@ -91,3 +92,15 @@ def test_the_best_checkpoint_is_kept_where_asked_for(tmp_path):
     steps = CheckpointStore(run.checkpoints("base")).steps()
     assert steps[-1] == 8
     assert len(steps) <= 2
+
+
+def test_a_later_stage_starts_from_the_weights_this_run_has(tmp_path):
+    """Asked for mid alone, a run that has trained its base goes on from that, not from new weights."""
+    run = small_run(tmp_path / "r")
+    go(run)
+    base = CheckpointStore(run.checkpoints("base")).newest(pytest.fail).tensors("model")
+    mid = replace(run.config().base, num_iterations=1, max_skipped_steps=9, lr_multiplier=1e-9)
+    write_json(run.record_path, run.record() | {"config": to_dict(replace(run.config(), stages=("mid",), mid=mid))})
+    go(run)
+    after = CheckpointStore(run.checkpoints("mid")).newest(pytest.fail).tensors("model")
+    assert all(torch.allclose(after[name], base[name], atol=1e-6) for name in base)

@@ -15,6 +15,7 @@ from nanochat.run import Run
 OPTIONS = small_run({"base": 20, "mid": 10, "sft": 10})
 FAULTS = [
     Fault("tokenising", "worker", 2),
+    Fault("forward", "worker", 9),
     Fault("update", "both", 7),
     Fault("renamed", "worker", 3),
     Fault("evaluation", "hung", 3),

@@ -24,13 +24,14 @@ class ReplyReader:
         name = self._names.get(token)
         if name is None:
             return self._add(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+        pieces = self.finish()
         if name == "<|python_start|>":
-            return self._turn_to("python")
-        if name == "<|output_start|>" and self.parts and self.parts[-1]["type"] == "python":
-            return self._turn_to("python_output")
-        if name in ("<|python_end|>", "<|output_end|>"):
-            return self._turn_to("text")
-        return []  # a special token that has no meaning here
+            self._begin("python")
+        elif name == "<|output_start|>" and self.parts and self.parts[-1]["type"] == "python":
+            self._begin("python_output")
+        elif name in ("<|python_end|>", "<|output_end|>"):
+            self._kind = "text"
+        return pieces  # any other special token has no meaning here
 
     def finish(self) -> list[tuple[str, str]]:
         """What is left of a character that was never completed."""
@@ -38,12 +39,9 @@ class ReplyReader:
         self._decoder.reset()
         return pieces
 
-    def _turn_to(self, kind: str) -> list[tuple[str, str]]:
-        pieces = self.finish()
+    def _begin(self, kind: str) -> None:
         self._kind = kind
-        if kind != "text":
-            self.parts.append({"type": kind, "text": ""})
-        return pieces
+        self.parts.append({"type": kind, "text": ""})
 
     def _add(self, text: str) -> list[tuple[str, str]]:
         if not text:

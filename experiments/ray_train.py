@@ -17,8 +17,9 @@ from experiments.faults import planned_faults
 from nanochat.config import TRAINED_STAGES
 from nanochat.errors import FULL_DISK, UserError
 from nanochat.events import Event, JsonlSink, StageStarted, StepDone
+from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware
-from nanochat.run import Run, Status, write_json
+from nanochat.run import Run, Status
 from nanochat.training.checkpoint import CheckpointStore
 
 MAX_IDLE_STARTS = 6  # starts of the workers in a row between which nothing new was saved

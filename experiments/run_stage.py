@@ -32,6 +32,7 @@ from nanochat.data.documents import find_documents, read_documents
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower
+from nanochat.files import write_json
 from nanochat.inference.load import find_run, newest_checkpoint
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.estimate import estimate
@@ -40,7 +41,7 @@ from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import conversation, duration, plan_table, score_table, stage_table, write_report
-from nanochat.run import Run, Status, write_json
+from nanochat.run import Run, Status
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.storage import inside
 
@@ -244,7 +245,12 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
     """
     record = run.record()
     config = run.config()
-    stored = from_dict(Request, record["request"])
+    try:
+        stored = from_dict(Request, record["request"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run.record_path} was not written by this version: {error}", "start the run under another --name"
+        ) from None
     differences = stored.differences(request)
     new_stages = [stage for stage in request.stages if stage not in stored.stages]
     if new_stages and not any(_has_checkpoints(run, stage) for stage in new_stages if stage in TRAINED_STAGES):

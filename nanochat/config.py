@@ -174,7 +174,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
-    """The config dataclass of what `to_dict` gave. Raises TypeError for unknown or missing fields."""
+    """The config dataclass of what `to_dict` gave. Raises TypeError for unknown or missing fields
+    and values of another type."""
     hints = typing.get_type_hints(cls)
     unknown = set(data) - set(hints)
     if unknown:
@@ -185,7 +186,12 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
 def _from_json(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value)
-    return tuple(value) if typing.get_origin(kind) is tuple else value
+    if typing.get_origin(kind) is tuple:
+        return tuple(value)
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r} is not of type {getattr(kind, '__name__', kind)}")
+    return value
 
 
 def override(config: RunConfig, assignments: typing.Sequence[str]) -> RunConfig:

@@ -11,27 +11,12 @@ from typing import Any
 
 from nanochat.config import STAGES, RunConfig, from_dict, to_dict
 from nanochat.errors import FULL_DISK, UserError
+from nanochat.files import write_json
 from nanochat.lock import Owner, held, read_as, read_owner
 from nanochat.training.result import StageResult
 from nanochat.training.storage import inside
 
 SILENCE_S = 60.0  # after this long without a heartbeat an owner on another machine counts as gone
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Replace `path` as a whole: a reader sees the old or the new, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,10 @@ def test_workers_share_the_batch():
         check(config, num_workers)
     with pytest.raises(UserError, match="use at most --num-workers 16"):
         check(config, num_workers=17)
+
+
+def test_a_value_of_another_type_is_refused():
+    data = to_dict(make_config())
+    for key, value in (("seed", "0"), ("seed", True), ("compile", 1), ("data", None)):
+        with pytest.raises(TypeError, match="not of type"):
+            from_dict(RunConfig, data | {key: value})

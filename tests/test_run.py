@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from nanochat.errors import UserError
+from nanochat.files import write_json
 from nanochat.lock import Owner
-from nanochat.run import Run, Status, create, write_json
+from nanochat.run import Run, Status, create
 from nanochat.training.result import StageResult
 from tests.full_disk import fill, small_disk
 from tests.test_config import make_config
@@ -25,7 +26,7 @@ def test_config_comes_back_as_it_was_written(tmp_path):
     assert run.record()["reasons"] == ["why"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"config": {}}', '{"other": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"config": {}}', '{"config": {"seed": "0"}}', '{"other": 1}'])
 def test_a_damaged_record_is_a_clear_error(tmp_path, text):
     run = create(tmp_path / "r", make_config(), {})
     run.record_path.write_text(text)

@@ -12,16 +12,18 @@ from nanochat.events import StepDone, read_events
 from nanochat.model import count_parameters
 from nanochat.run import Run
 
+CONTROL = "1, by row"  # one worker again, which sums its gradients in another order: what rounding alone does
 SHOWN = (1, 2, 5, 10, 20, 30, 40, 50)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--lr-multiplier", type=float, default=1.0, help="a higher one magnifies rounding faster")
+    parser.add_argument("--lr-multiplier", type=float, default=0.2, help="a higher one magnifies rounding faster")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train the base stage on 1, 2 and 4 workers, and on 2, then 1, then 4; print the losses and their differences."""
+    """Train the base stage on 1, 2 and 4 workers, and on 2, then 1, then 4; print the losses and their differences
+    beside what rounding alone does on one worker."""
     if options.steps < 6:
         raise UserError(f"--steps must be at least 6, not {options.steps}", "leave it out for 50")
     third = options.steps // 3
@@ -33,10 +35,13 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         at = Path(scratch)
         runs: dict[str, Run] = {}
-        for count in (1, 2, 4):
-            attempt = Attempt(at, f"on-{count}", (*command, "--num-workers", str(count)))
+        for name, added in (
+            *((str(count), ("--num-workers", str(count))) for count in (1, 2, 4)),
+            (CONTROL, ("--device-batch-size", "1")),
+        ):
+            attempt = Attempt(at, f"on-{len(runs)}", (*command, *added))
             attempt.finish()
-            runs[str(count)] = attempt.run
+            runs[name] = attempt.run
         runs["2, 1, 4"] = _moved(at, command, third)
         losses = {name: _losses(run) for name, run in runs.items()}
         print("step  " + "  ".join(f"{name:>10}" for name in losses) + "   loss by workers")

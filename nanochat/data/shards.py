@@ -13,7 +13,6 @@ It is written to a temporary directory, flushed to disk and renamed: a shard is 
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from nanochat.data.dataset import TokenDataset
 from nanochat.data.documents import is_validation, read_conversations, read_documents
 from nanochat.data.packing import pack
 from nanochat.errors import UserError
+from nanochat.files import exclusive, flush
 from nanochat.tokenizer import Tokenizer, render
 
 FORMAT = 1  # part of every shard's name: raise it whenever the same input would give another shard
@@ -163,7 +163,9 @@ def _build(
             progress(num_tokens + new_tokens, max_tokens or 0)
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    with _exclusive(out_dir):
+    with exclusive(out_dir / ".lock"):
+        for leftover in out_dir.glob(".partial-*"):  # of a builder that died
+            shutil.rmtree(leftover)
         for source in _by_size(files, SOURCE_BYTES, size=lambda file: file.stat().st_size):
             fingerprint = _source_fingerprint(source)
             encoded: Iterator[Encoded] | None = None
@@ -242,11 +244,11 @@ def _whole_or_not_at_all(directory: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
-            _flush_to_disk(path)
+            flush(path)
         if directory.exists():  # damaged, or it would have been used
             shutil.rmtree(directory)
         temporary.rename(directory)
-        _flush_to_disk(directory.parent)
+        flush(directory.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full at {directory.parent}", "free some space and start again") from error
@@ -263,16 +265,6 @@ def _intact_manifest(directory: Path, made_from: dict[str, Any]) -> dict[str, An
         return manifest if manifest["made_from"] == made_from and manifest["files"] == files else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def _exclusive(out_dir: Path) -> Iterator[None]:
-    """One builder at a time in a directory; the system frees the lock of a process that dies."""
-    with (out_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for leftover in out_dir.glob(".partial-*"):
-            shutil.rmtree(leftover)
-        yield
 
 
 def _by_size(items: Iterable[Any], limit: int, size: Callable[[Any], int] = len) -> Iterator[list[Any]]:
@@ -300,11 +292,3 @@ def _file_entry(path: Path) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

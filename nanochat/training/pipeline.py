@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from nanochat.config import TRAINED_STAGES, RunConfig, to_dict
+from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
 from nanochat.data.batches import Batches
 from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade, shown
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after, recorded_bytes
+from nanochat.files import write_json
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
 from nanochat.model import Transformer
@@ -22,7 +23,7 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import measure_peaks
 from nanochat.planning.memory import MemoryRecord
-from nanochat.run import Run, write_json
+from nanochat.run import Run
 from nanochat.tasks.questions import Summary, read_questions, summarise
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
@@ -129,7 +130,7 @@ class _Pipeline:
             if self.should_stop():
                 raise Interrupted
 
-        say("making the data" if self.config.data == "tinyworld" else f"reading {self.config.data}")
+        say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
         sources = open_sources(self.config.data, cache)
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
         self.fault("tokenizer")

@@ -9,7 +9,8 @@ from nanochat.config import TINYWORLD, RunConfig
 from nanochat.data.dataset import TokenDataset
 from nanochat.data.shards import build_chat_shards, build_text_shards
 from nanochat.data.sources import Sources
-from nanochat.run import Run, write_json
+from nanochat.files import write_json
+from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import FILE_NAME
 

@@ -4,7 +4,6 @@ The two differ in what makes a checkpoint appear at once. A disk has a rename. O
 manifest commits: it is sent last and removed first, and files without one are what a dead writer left behind.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from nanochat.errors import UserError
+from nanochat.files import exclusive, flush
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step_(\d+)(\.old)?")
@@ -116,7 +116,7 @@ class LocalStorage:
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
         self.location.mkdir(parents=True, exist_ok=True)
-        with _locked(self.location / ".lock"):  # hence everything hidden was left behind by a dead writer
+        with exclusive(self.location / ".lock"):  # hence everything hidden was left behind by a dead writer
             for leftover in self.location.glob(".step_*"):
                 shutil.rmtree(leftover)
             hidden = self.location / f".{name}"
@@ -128,7 +128,7 @@ class LocalStorage:
 
     def publish(self, staged: Path, name: str, fault: Callable[[str], None]) -> None:
         for file in (*staged.iterdir(), staged):
-            _flush(file)
+            flush(file)
         fault("written")
         path, parked = self.locate(name), f"{name}.old"
         if path.exists():
@@ -136,7 +136,7 @@ class LocalStorage:
             path.rename(self.locate(parked))
             fault("parked")
         staged.rename(path)
-        _flush(self.location)
+        flush(self.location)
         fault("renamed")
         self.remove(parked)
 
@@ -267,20 +267,3 @@ def _unreachable(location: str, error: OSError) -> CheckpointError:
         f"cannot read {location}: {error}",
         "check the address, the network, that the bucket exists, and that the credentials allow to read and write it",
     )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system releases however the process ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _flush(path: Path) -> None:
-    """Have a file's content, or a directory's entries, reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -290,7 +290,7 @@ def test_a_quota_and_an_interrupt_leave_nothing_behind(tmp_path, monkeypatch):
         def fail(path, error=error):
             raise error
 
-        monkeypatch.setattr(storage, "_flush", fail)
+        monkeypatch.setattr(storage, "flush", fail)
         with pytest.raises(raised):
             store.save(2, *content(2))
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "step_000001"]

@@ -10,19 +10,19 @@ import torch
 from nanochat.config import to_dict
 from nanochat.data.sources import cache_directory
 from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
+from nanochat.files import write_json
 from nanochat.inference.load import load_model, newest_checkpoint
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import mishaps
-from nanochat.run import Run, create, write_json
+from nanochat.run import Run, create
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
 from nanochat.training.pipeline import run_pipeline
 from nanochat.workers import Workers
-from tests.training.test_storage import credentials, s3_place, server
+from tests.training.places import s3_place
 
-__all__ = ["credentials", "server"]  # fixtures
 HARDWARE = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 1e11, "bfloat16": 1e11})
 SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=300000", "base.num_iterations=8",
             "base.checkpoint_every=2", "base.eval_tokens=512", "base.eval_every=4")  # fmt: skip

@@ -58,6 +58,11 @@ class StageConfig:
     """How often a stage goes back before it fails."""
     rollback_lr_factor: float = 0.5
     """Factor on the learning rate from each rollback on."""
+    deadline_s: float | None = None
+    """Seconds on the run's clock by which the stage has ended, its last evaluation and saving included: it then does
+    as many of its iterations as the time allows. None: all of them, however long they take."""
+    tail_s: float = 0.0
+    """What of that time is kept for saving, samples and questions after the last evaluation."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.schedule import muon_momentum
 from nanochat.planning.hardware import peak_memory_bytes
 from nanochat.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from nanochat.training.pace import Pace
 from nanochat.training.result import StageResult
 from nanochat.training.saving import BackgroundSaver, Written
 from nanochat.workers import Workers
 
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
+EVALUATION_MARGIN = 1.3  # the last one may take so much longer than the one before
 SPEED_WINDOW = 200  # steps whose median is the speed
 
 
@@ -49,6 +51,10 @@ class Position:
     rollbacks: int = 0
     skipped_in_a_row: int = 0
     """Latest steps whose loss or gradient was not finite."""
+    progress: float = 0.0
+    """Share of the stage done, in [0, 1]; the learning rate follows it."""
+    validated_step: int = -1
+    """When val_bpb was last measured."""
 
     @property
     def batch(self) -> int:
@@ -73,6 +79,8 @@ class Surroundings:
     """Goes into every checkpoint's state: model config, tokenizer and data fingerprints."""
     peak_flops: float
     clock: Callable[[], float] = time.perf_counter
+    run_clock: Callable[[], float] = lambda: 0.0
+    """What deadlines are on, see `nanochat.clock`."""
     recorded: Callable[[], int] = lambda: 0
     """How much has been recorded of the stage, see `events.forget_after`."""
     remember_rows: Callable[[int], None] = lambda rows: None
@@ -123,41 +131,69 @@ class _Stage:
         self.result = replace(self.result, starts=self.result.starts + 1)
         self.speeds: list[float] = []
         self.saved_step = self.position.step if resumed else -1
+        self.pace = Pace(config.num_iterations)
+        self.step_s = 0.0  # what the next step should take
 
     def _position_of(self, checkpoint: Checkpoint | None) -> Position:
         return Position(**checkpoint.state["position"]) if checkpoint else Position(self.config.device_batch_size)
 
     def run(self) -> StageResult:
-        around, total = self.around, self.config.num_iterations
-        around.emit(StageStarted(self.name, self.position.step, total, self.config.total_batch_size))
+        around, config = self.around, self.config
+        around.emit(StageStarted(self.name, self.position.step, config.num_iterations, config.total_batch_size))
         if self.saved_step < 0:
             self._validate()
-        while self.position.step < total:
-            self._train_until_turned_back()
+        self._set_pace()
+        while self._train_until_turned_back():
+            pass
+        if self.position.validated_step != self.position.step:
+            self._validate()
         self._save(wait=True)
         around.fault("stage_end")
         return self.result
 
-    def _train_until_turned_back(self) -> None:
-        """Train to the end, or until a rollback, after which other batches are due."""
+    def _set_pace(self) -> None:
+        """From here to the end of the stage at an even pace, by the clock if there is a deadline."""
+        config, now = self.config, self.around.run_clock()
+        if config.deadline_s is not None:
+            end = config.deadline_s - config.tail_s - EVALUATION_MARGIN * self.result.evaluation_s
+            self.pace = Pace(config.num_iterations, self.position.progress, now, end)
+
+    def _agreed(self) -> tuple[bool, float]:
+        """Whether to stop, which any worker may ask for, and the progress, for which rank 0's clock counts."""
+        around, progress = self.around, 0.0
+        if around.workers.leads:
+            progress = self.pace.progress(self.position.step, around.run_clock(), self.step_s)
+        stop, progress = around.workers.sum(float(around.should_stop()), progress)
+        return bool(stop), progress
+
+    def _train_until_turned_back(self) -> bool:
+        """Train to the end, or until a rollback, after which other batches are due. Returns whether it was that."""
         config, around, clock = self.config, self.around, self.around.clock
         first, last = self.position.batch, config.num_iterations + self.position.left_out
         for batch in prefetch(self.batches, first, last, around.workers.rank, around.workers.size):
-            if around.workers.sum(float(around.should_stop()))[0]:
+            stop, progress = self._agreed()
+            if stop:
                 self._save(wait=True)
                 raise Interrupted
+            if progress >= 1:
+                return False  # the time is up
+            self.position = replace(self.position, progress=progress)
             self._tell_saves(self.saver.ended())
             start = clock()
             loss, grad_norm, lr_factor = self._train_step(batch)
             self._measure(loss, grad_norm, lr_factor, clock() - start)
             if self.position.skipped_in_a_row >= config.max_skipped_steps:
-                return self._roll_back()
+                self._roll_back()
+                return True
             step = self.position.step
+            if step == self.started_at + 1:
+                self._set_pace()  # compiling is over: what is left of the time goes to even steps
             validated = step % config.eval_every == 0 or step == config.num_iterations
             if validated:
                 self._validate()
             if step % config.checkpoint_every == 0 and step < config.num_iterations:
                 self._save(score=self.result.val_bpb if validated else None)
+        return False
 
     def _train_step(self, batch: Batch) -> tuple[float, float, float]:
         """One optimizer step over all micro-batches of all workers. Returns loss, gradient norm and schedule factor."""
@@ -166,7 +202,7 @@ class _Stage:
         loss = self._loss_with_gradients(batch, valid)
         self.around.fault("backward")
         grad_norm = float(trainee.optimizer.reduce_gradients())
-        lr_factor = self.config.schedule.learning_rate(position.step / self.config.num_iterations)
+        lr_factor = self.config.schedule.learning_rate(position.progress)
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and valid:
             lr = lr_factor * self.config.lr_multiplier * position.lr_scale
@@ -246,6 +282,7 @@ class _Stage:
             lr_scale=reached.lr_scale * config.rollback_lr_factor,
             rollbacks=reached.rollbacks + 1,
             skipped_in_a_row=0,
+            progress=reached.progress,
         )
         self.result.rollbacks += 1
         self.saved_step = -1  # the same step is now another state
@@ -259,8 +296,11 @@ class _Stage:
         result.train_s += seconds
         if step == self.started_at + 1:
             result.first_step_s = seconds
+        else:
+            self.step_s = seconds
         if step > self.started_at + WARM_UP_STEPS:
             self.speeds = [*self.speeds[1 - SPEED_WINDOW :], tokens / seconds]
+            self.step_s = tokens / statistics.median(self.speeds)
         self.around.emit(StepDone(self.name, step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped))
 
     def _validate(self) -> None:
@@ -268,6 +308,8 @@ class _Stage:
         bpb = self.around.validate(self.position.device_batch_size)
         self.around.fault("evaluation")
         seconds = self.around.clock() - start
+        self.position = replace(self.position, validated_step=self.position.step)
+        self.result.evaluation_s = seconds
         self.result.other_s += seconds
         if self.position.step == 0:
             self.result.first_val_bpb = bpb

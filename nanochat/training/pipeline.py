@@ -161,7 +161,7 @@ class _Pipeline:
         )
         warn = partial(self._note, name, warning=True)
         found = workers.from_lead(store.newest(warn) if workers.leads else None)
-        if found and found.step == config.num_iterations and self.run_.result_path(name).exists():
+        if found and self._finished(name, found.step):
             return found
         # Measured anew before each stage and the best kept: on a busy machine a single measurement is often low.
         peak = measure_peaks(workers.device.type)[self.config.compute_dtype]
@@ -221,7 +221,11 @@ class _Pipeline:
         batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
         result = train_stage(name, tuned, self.trainee, batches, around, found)
         self._finish(name, result, sources)
-        return store.open(config.num_iterations)
+        return store.open(result.iterations)
+
+    def _finished(self, stage: str, step: int) -> bool:
+        """Whether the stage ended at that step, which with a deadline may be before its last."""
+        return self.run_.result_path(stage).exists() and self.run_.results()[stage]["iterations"] == step
 
     def _restore(self, found: Checkpoint | None, weights: Checkpoint | None) -> Checkpoint | None:
         """Put `found` into model and optimizer, or else the state in which the stage begins. Returns `found`."""

@@ -16,6 +16,8 @@ class StageResult:
     """The first step of the last start: compiling, mostly."""
     other_s: float = 0.0
     """Evaluating, sampling, saving."""
+    evaluation_s: float = 0.0
+    """The latest measurement of val_bpb."""
     tokens_per_second: float = 0.0
     """Median over the steps after warm-up."""
     model_flops_per_second: float = 0.0

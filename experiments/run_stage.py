@@ -22,11 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from experiments import cli
+from experiments.deadline import TimeIsUp, Watch, settle
 from experiments.ray_train import Outcome, Scale, fit
 from experiments.terminal import Display, make_console, show_table
+from nanochat.clock import start_clock
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.data.documents import find_documents, read_documents
 from nanochat.data.sources import cache_directory
@@ -82,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add("--total-batch-size", type=int, help="tokens of one optimizer step")
     add("--device-batch-size", type=int, help="rows of a forward pass; lower it when memory runs out")
     add("--num-iterations", type=int, help="steps of the one stage chosen with --stage; overrides every rule")
+    add("--hours", type=float, help="end within so many hours of wall-clock, with as many iterations as they allow")
     add("--num-workers", type=int, default=1, help="processes, each with a GPU where there are GPUs (default: 1)")
     add("--min-workers", type=int, help="go on with as few as these when machines are lost (default: wait for all)")
     add("--address", help="Ray cluster to join, every machine of which sees --runs-dir (default: one on this machine)")
@@ -162,6 +166,7 @@ def _request(args: argparse.Namespace) -> Request:
         total_batch_size=args.total_batch_size,
         num_iterations=args.num_iterations,
         compile=args.compile,
+        hours=args.hours,
         num_workers=args.num_workers,
         storage=args.storage if "://" in args.storage or not args.storage else str(Path(args.storage).absolute()),
         assignments=tuple(args.assignments),
@@ -337,12 +342,22 @@ def _train(console: Console, run: Run, config: RunConfig, record: dict[str, Any]
     follower.skip_existing()
     run.clear_stop()
     run.write_status(Status("running"))
+    clock = start_clock(run.clock_path, psutil.Process().create_time())
+    watch = Watch(run, config.cap_s, clock)
     with Display(console) as display:
         stop = _Stop(run, display)
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         display.say("starting Ray")
+
+        def show_and_watch() -> None:
+            for event in follower.poll():
+                display(event)
+            watch.look()
+
         try:
-            outcome = fit(run, hardware, scale, lambda: [display(event) for event in follower.poll()] and None)
+            outcome = fit(run, hardware, scale, show_and_watch)
+        except TimeIsUp:
+            outcome = Outcome("done")
         except UserError as error:
             outcome = Outcome("user_error", error.message, error.hint)
         except KeyboardInterrupt:
@@ -350,6 +365,10 @@ def _train(console: Console, run: Run, config: RunConfig, record: dict[str, Any]
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+    if watch.asked and outcome.state == "interrupted" and not stop.asked:
+        outcome = Outcome("done")
+    if outcome.state == "done":
+        settle(run, config)
     return _ended(console, run, config, record, outcome)
 
 

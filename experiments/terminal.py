@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from nanochat.events import (
@@ -54,6 +54,7 @@ class Display:
         self.val_bpb = float("nan")
         self.total = 0
         self.recent_s: list[float] = []
+        self.progress: list[float] = []
         self.last_line = -float("inf")
 
     def __enter__(self) -> "Display":
@@ -61,7 +62,6 @@ class Display:
             self.bar = Progress(
                 TextColumn("{task.description:<5}"),
                 BarColumn(),
-                MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
                 console=self.console,
@@ -106,7 +106,7 @@ class Display:
         (self.bar.console if self.bar else self.console).print(text)
 
     def _start(self, event: StageStarted) -> None:
-        self.total, self.recent_s, self.val_bpb = event.num_iterations, [], float("nan")
+        self.total, self.recent_s, self.progress, self.val_bpb = event.num_iterations, [], [], float("nan")
         resumed = f", resumed at step {event.step:,}" if event.step else ""
         if self.bar is None:
             self.say(f"{event.stage}: {event.num_iterations:,} steps of {event.tokens_per_step:,} tokens{resumed}")
@@ -117,6 +117,7 @@ class Display:
 
     def _step(self, event: StepDone) -> None:
         self.recent_s = [*self.recent_s[-19:], event.seconds]
+        self.progress = [*self.progress[-19:], event.progress]
         step_s = statistics.median(self.recent_s)  # the first step, which compiles, or a hiccup hardly moves it
         tokens = event.tokens_per_second * event.seconds
         figures = f"loss {event.loss:.3f}  val_bpb {self.val_bpb:.3f}  {tokens / step_s:,.0f} tok/s"
@@ -125,8 +126,14 @@ class Display:
                 f"[yellow]warning: {event.stage} step {event.step} skipped: loss or gradient not finite[/yellow]"
             )
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=event.step, figures=figures)
+            self.bar.update(self.task, completed=event.progress * self.total, figures=f"step {event.step:,}  {figures}")
         elif self.clock() - self.last_line >= PLAIN_EVERY_S or event.step == self.total:
             self.last_line = self.clock()
-            left = duration((self.total - event.step) * step_s)
+            left = duration(self._steps_left() * step_s)
             self.say(f"{event.stage} {event.step}/{self.total}  {figures}  {left} left")
+
+    def _steps_left(self) -> float:
+        """How many more there are at the pace of the latest; a deadline may come before the last."""
+        done = self.progress[-1] - self.progress[0]
+        a_step = done / (len(self.progress) - 1) if done > 0 else 1 / self.total
+        return (1 - self.progress[-1]) / a_step

@@ -95,6 +95,8 @@ class RunConfig:
     s3://bucket/prefix. Empty: in the run's directory."""
     start_tokenizer: str = ""
     """Directory of the tokenizer that belongs to start_from."""
+    cap_s: float | None = None
+    """Seconds on the run's clock after which everything has ended, with a model; None: no such limit."""
     keep_best_checkpoint: bool = False
     """Whether each stage also keeps the checkpoint of the lowest val_bpb."""
 

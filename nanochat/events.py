@@ -60,6 +60,8 @@ class StepDone(Event):
     seconds: float
     tokens_per_second: float
     skipped: bool = False
+    progress: float = 0.0
+    """Share of the stage that this step completes or, with a deadline, at whose time it began."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Run:
         storage = self.config().storage if self.exists() else ""
         return inside(storage, self.name, stage) if storage else self.directory / stage / "checkpoints"
 
+    @property
+    def clock_path(self) -> Path:
+        return self.directory / "clock.json"
+
     def result_path(self, stage: str) -> Path:
         return self.directory / stage / "result.json"
 

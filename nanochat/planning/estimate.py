@@ -92,35 +92,13 @@ def checkpoint_bytes(model: ModelConfig) -> int:
 
 def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Plan:
     """The plan of a resolved configuration."""
-    stages = []
-    device = hardware.device_type
-    for index, name in enumerate(config.trained_stages):
-        stage = config.stage(name)
-        tokens = stage.num_iterations * stage.total_batch_size
-        flops = float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len)
-        per_step = step_seconds(config, stage, hardware, num_workers)
-        evaluations = stage.num_iterations // stage.eval_every + 1
-        evaluating = evaluations * stage.eval_tokens / stage.total_batch_size * per_step / 2
-        answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
-        compiling = COMPILE_S[device] if config.compile and index == 0 else 0.0
-        stages.append(
-            StageEstimate(
-                name,
-                stage.num_iterations,
-                tokens,
-                flops,
-                stage.num_iterations * per_step,
-                evaluating + answering + compiling,
-            )
-        )
-    chars = min(config.tokenizer.max_chars, 20_000_000 if config.data == TINYWORLD else config.tokenizer.max_chars)
+    prepare_s = _prepare_seconds(config, hardware)
+    stages: list[StageEstimate] = []
+    since_s = prepare_s
+    for name in config.trained_stages:
+        stages.append(_stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
+        since_s += stages[-1].seconds
     train_chars = sum(stage.tokens for stage in stages) * CHARS_PER_TOKEN
-    prepare_s = (
-        START_S[device]
-        + chars / TOKENIZER_CHARS_PER_S
-        + (TINYWORLD_S if config.data == TINYWORLD else 0.0)
-        + train_chars / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
-    )
     widest = max((config.stage(name).device_batch_size for name in config.trained_stages), default=1)
     saved = sum(
         min(config.keep_checkpoints, stage.iterations // config.stage(stage.stage).checkpoint_every + 1)
@@ -131,6 +109,40 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Pla
     return Plan(
         prepare_s,
         tuple(stages),
-        train_memory_bytes(config.model, widest, config.compute_dtype, device),
+        train_memory_bytes(config.model, widest, config.compute_dtype, hardware.device_type),
         round(saved * checkpoint_bytes(config.model) + 3 * train_chars),
     )
+
+
+def _prepare_seconds(config: RunConfig, hardware: Hardware) -> float:
+    """Until the first stage begins."""
+    builtin = config.data == TINYWORLD
+    chars = min(config.tokenizer.max_chars, 20_000_000 if builtin else config.tokenizer.max_chars)
+    stages = [config.stage(name) for name in config.trained_stages]
+    train_chars = sum(stage.num_iterations * stage.total_batch_size for stage in stages) * CHARS_PER_TOKEN
+    return (
+        START_S[hardware.device_type]
+        + chars / TOKENIZER_CHARS_PER_S
+        + (TINYWORLD_S if builtin else 0.0)
+        + train_chars / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
+    )
+
+
+def _stage_estimate(
+    config: RunConfig, name: str, hardware: Hardware, num_workers: int, since_s: float, *, first: bool
+) -> StageEstimate:
+    """Args: since_s: when the stage begins on the run's clock."""
+    stage, device = config.stage(name), hardware.device_type
+    per_step = step_seconds(config, stage, hardware, num_workers)
+    evaluating = stage.eval_tokens / stage.total_batch_size * per_step / 2
+    answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
+    compiling = COMPILE_S[device] if config.compile and first else 0.0
+    iterations = stage.num_iterations
+    if stage.deadline_s is not None:
+        per_step_in_all = per_step + evaluating / stage.eval_every
+        spare = stage.deadline_s - since_s - compiling - answering - evaluating
+        iterations = max(min(iterations, int(spare / per_step_in_all)), 0)
+    tokens = iterations * stage.total_batch_size
+    other_s = (iterations // stage.eval_every + 1) * evaluating + answering + compiling
+    flops = float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len)
+    return StageEstimate(name, iterations, tokens, flops, iterations * per_step, other_s)

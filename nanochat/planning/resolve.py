@@ -10,6 +10,7 @@ from nanochat.model import ModelConfig
 from nanochat.model.attention import choose_backend
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
+from nanochat.planning.deadlines import with_deadlines
 from nanochat.planning.estimate import step_seconds, train_memory_bytes
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.memory import MemoryRecord
@@ -34,6 +35,7 @@ class Request:
     total_batch_size: int | None = None
     num_iterations: int | None = None
     compile: str = "auto"
+    hours: float | None = None
     num_workers: int = 1
     storage: str = ""
     assignments: tuple[str, ...] = ()
@@ -74,6 +76,10 @@ def resolve(
     Raises:
         UserError: the request cannot work; every problem is listed.
     """
+    if request.hours is not None and not request.hours > 0:
+        raise UserError(f"--hours must be positive, not {request.hours:g}", "leave it out for the mode's iterations")
+    if request.hours is not None and request.num_iterations is not None:
+        raise UserError("--hours and --num-iterations both say when to end", "give one of them")
     if request.mode not in MODES:
         raise UserError(f"there is no mode {request.mode!r}", f"choose --mode {', '.join(MODES)}")
     reasons: list[str] = []
@@ -107,6 +113,9 @@ def resolve(
     config = _with_stages(config, iterations, batch, rows, size.lr_multiplier, on_cpu=hardware.device_type == "cpu")
     if size.lr_multiplier != 1:
         say(f"lr_multiplier {size.lr_multiplier:g}: the scaling rules ask for too little at batches this small")
+    if request.hours is not None:
+        config = with_deadlines(config, 3600 * request.hours, hardware, request.num_workers)
+        say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)
     _check_memory(config, hardware)

@@ -301,7 +301,10 @@ class _Stage:
         if step > self.started_at + WARM_UP_STEPS:
             self.speeds = [*self.speeds[1 - SPEED_WINDOW :], tokens / seconds]
             self.step_s = tokens / statistics.median(self.speeds)
-        self.around.emit(StepDone(self.name, step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped))
+        progress = max(self.position.progress, step / self.config.num_iterations)
+        self.around.emit(
+            StepDone(self.name, step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped, progress)
+        )
 
     def _validate(self) -> None:
         start = self.around.clock()

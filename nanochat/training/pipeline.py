@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nanochat.clock import read_clock
 from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
 from nanochat.data.batches import Batches
 from nanochat.data.sources import Sources, cache_directory, open_sources
@@ -207,6 +208,7 @@ class _Pipeline:
             restore=restore,
             identity=identity,
             peak_flops=self.peak_flops,
+            run_clock=read_clock(self.run_.clock_path) or (lambda: 0.0),
             recorded=partial(recorded_bytes, self.run_.directory, name),
             remember_rows=partial(memory.remember, *shape) if workers.leads else lambda rows: None,
             fault=self.fault,

@@ -1,0 +1,64 @@
+"""Dividing a wall-clock cap among the stages of a run."""
+
+from dataclasses import replace
+
+from nanochat.config import RunConfig
+from nanochat.errors import UserError
+from nanochat.planning.estimate import SECONDS_PER_QUESTION, checkpoint_bytes, estimate, step_seconds
+from nanochat.planning.hardware import Hardware
+
+CLOSING_S = {"cpu": 8.0, "cuda": 15.0}  # for Ray to end and the report to be written
+SAMPLES_S = 1.0
+SAVE_BYTES_PER_S = 200e6
+SPARE_STEPS = 1.25  # iterations planned over those the estimate has time for, so that the clock ends a stage
+LOOKS = 5  # evaluations and checkpoints of a stage that short; there are more in a longer one
+LOOK_EVERY_S = 120.0
+MIN_STAGE_S = 5.0
+
+
+def with_deadlines(
+    config: RunConfig, cap_s: float, hardware: Hardware, num_workers: int = 1, spent_s: float = 0.0
+) -> RunConfig:
+    """The configuration with a deadline for each of its trained stages.
+
+    The time is divided as their iterations were; what comes before the first stage and after the last is estimated
+    and left out. Iterations become an upper bound, which the clock should reach first.
+
+    Args:
+        cap_s: what the whole run may take, from the start of its command.
+        spent_s: how much of it is gone.
+
+    Raises:
+        UserError: there is not enough time to train anything.
+    """
+    stages = [(name, config.stage(name)) for name in config.trained_stages]
+    start_s = max(estimate(config, hardware, num_workers).prepare_s, spent_s)
+    seconds = cap_s - CLOSING_S[hardware.device_type] - start_s
+    if seconds < MIN_STAGE_S * len(stages):
+        needed = cap_s - seconds + MIN_STAGE_S * len(stages)
+        raise UserError(
+            f"{cap_s:.0f} s are too few: {cap_s - seconds:.0f} s go to starting, preparing the data and ending",
+            f"give at least --hours {needed / 3600:.3f}",
+        )
+    steps = sum(stage.num_iterations * stage.total_batch_size for _, stage in stages)
+    changed, now = {}, start_s
+    for name, stage in stages:
+        share = seconds * stage.num_iterations * stage.total_batch_size / steps
+        count = max(round(share / step_seconds(config, stage, hardware, num_workers)), 1)
+        every = max(round(count / max(LOOKS, share / LOOK_EVERY_S)), 1)
+        now += share
+        changed[name] = replace(
+            stage,
+            num_iterations=round(SPARE_STEPS * count),
+            eval_every=every,
+            checkpoint_every=every,
+            deadline_s=now,
+            tail_s=min(stage_tail_s(config, name, hardware.device_type), share / 3),
+        )
+    return replace(config, cap_s=cap_s, **changed)  # type: ignore[arg-type]
+
+
+def stage_tail_s(config: RunConfig, stage: str, device_type: str) -> float:
+    """Seconds a stage takes after its last evaluation: saving, samples, questions."""
+    asking = config.stage(stage).eval_questions * SECONDS_PER_QUESTION[device_type]
+    return SAMPLES_S + asking + checkpoint_bytes(config.model) / SAVE_BYTES_PER_S

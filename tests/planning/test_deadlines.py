@@ -1,0 +1,60 @@
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.errors import UserError
+from nanochat.planning.deadlines import CLOSING_S, MIN_STAGE_S
+from nanochat.planning.estimate import estimate
+from nanochat.planning.hardware import A100_40GB, Hardware
+from nanochat.planning.resolve import Request, resolve
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+STAGES = [("tokenizer", "base", "mid", "sft"), ("tokenizer", "base"), ("sft",)]
+
+
+@given(st.floats(0.02, 100), st.sampled_from(STAGES), st.sampled_from([CPU, A100_40GB]), st.sampled_from([1, 2]))
+def test_the_stages_share_the_hours_and_end_before_them(hours, stages, hardware, num_workers):
+    request = Request(stages=stages, hours=hours, num_workers=num_workers)
+    if hours < 0.06:
+        with suppress(UserError):
+            resolve(request, hardware, compiler="g++")
+        return
+    config = resolve(request, hardware, compiler="g++").config
+    deadlines = [config.stage(stage).deadline_s for stage in config.trained_stages]
+    assert deadlines[-1] == pytest.approx(3600 * hours - CLOSING_S[hardware.device_type])
+    assert all(later - earlier >= MIN_STAGE_S / 5 for earlier, later in pairwise([0.0, *deadlines]))
+    assert all(config.stage(stage).tail_s < 3600 * hours for stage in config.trained_stages)
+    plan = estimate(config, hardware, num_workers)
+    assert plan.seconds <= 3600 * hours
+    if hours > 1:
+        assert plan.seconds > 0.97 * 3600 * hours
+        for stage in plan.stages:
+            assert 1.05 * stage.iterations < config.stage(stage.stage).num_iterations  # the clock ends it
+
+
+def test_the_shares_are_those_of_the_mode():
+    config = resolve(Request(hours=2.0), CPU, compiler="g++").config
+    spans = [config.mid.deadline_s - config.base.deadline_s, config.sft.deadline_s - config.mid.deadline_s]
+    assert spans[0] / spans[1] == pytest.approx(2)  # 200 and 100 iterations
+
+
+def test_what_was_set_by_hand_stays():
+    request = Request(hours=1.0, assignments=("base.num_iterations=40", "base.eval_every=7"))
+    config = resolve(request, CPU, compiler="g++").config
+    assert (config.base.num_iterations, config.base.eval_every) == (40, 7)
+    assert config.base.deadline_s is not None
+
+
+@pytest.mark.parametrize(("hours", "says"), [(0.0, "positive"), (-1.0, "positive"), (float("nan"), "positive"),
+                                             (0.002, "too few")])  # fmt: skip
+def test_hours_that_cannot_work(hours, says):
+    with pytest.raises(UserError, match=says):
+        resolve(Request(hours=hours), CPU, compiler="g++")
+
+
+def test_hours_and_iterations_both():
+    with pytest.raises(UserError, match="both"):
+        resolve(Request(hours=1.0, stages=("base",), num_iterations=5), CPU, compiler="g++")

@@ -4,9 +4,10 @@ import argparse
 import sys
 
 from experiments import cli
-from experiments.benchmarks import chaos, checkpoint, packing, train, workers
+from experiments.benchmarks import chaos, checkpoint, packing, search, train, workers
 
-PARTS = {"train": train, "packing": packing, "checkpoint": checkpoint, "workers": workers, "chaos": chaos}
+PARTS = {"train": train, "packing": packing, "checkpoint": checkpoint, "workers": workers, "chaos": chaos,
+         "search": search}
 
 
 def main(argv: list[str]) -> int:

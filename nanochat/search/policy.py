@@ -1,0 +1,382 @@
+"""How to spend hours: trials as long as what they teach is worth more than the training they take, then the final run.
+
+Whoever drives the policy asks `decide`, does it, and tells `observe`; the clock and the machine are the driver's.
+Almost everything the final run needs can be predicted, so a trial is insurance against a wrong prior: it is bought when
+the expected gain of the final run (Frazier, Powell & Dayanik 2009, "The Knowledge-Gradient Policy for Correlated Normal
+Beliefs") exceeds several times what its time would have brought.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from nanochat.search.law import NAMES, Fit, Points, Prior, fit, predict
+from nanochat.search.space import Domain, Space
+
+MIN_STEPS = 600  # of the final run, unless the space says otherwise; fewer lose at every cap
+MIN_TRIAL_STEPS = 150
+TRIAL_SHARES = (1 / 384, 1 / 192, 1 / 96, 1 / 48, 1 / 24)  # of the cap
+MAX_EXPLORED = 0.08
+WORTH = 3.0  # times its cost a package must be expected to gain
+MAX_FAILED = 3  # trials without a result, and the rest of the time goes to the final run
+CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
+SPEED_TRIAL_S = 20.0
+SAMPLES = 64
+CANDIDATES = 80  # final configurations compared in a package's value
+RATE_SD, DEPTH_RATE_SD, RATE_NOISE = 0.25, 0.10, 0.03  # of the logarithm of throughput over its estimate
+X0 = NAMES.index("x0")
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training of the base stage."""
+
+    depth: int
+    total_batch_size: int
+    lr_multiplier: float
+    num_iterations: int
+    settings: dict[str, float] = field(default_factory=dict)
+    """What a space adds."""
+
+    @property
+    def tokens(self) -> int:
+        return self.num_iterations * self.total_batch_size
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Train this for so many seconds, with its own schedule to its end, and tell what came of it."""
+
+    config: Config
+    budget_s: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Train this for the rest of the time: it is the model."""
+
+    config: Config
+    budget_s: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What came of a trial. `val_bpb` is None where there is an `error`, such as "out_of_memory"."""
+
+    config: Config
+    tokens: int
+    train_s: float
+    startup_s: float
+    tokens_per_second: float
+    val_bpb: float | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What is known of the machine beforehand."""
+
+    parameters: Callable[[int], float]
+    """Of a model of some depth, as the law counts them."""
+    tokens_per_second: Callable[[int, int], float]
+    """Estimate for a depth and a total batch size, on the one device of a trial."""
+    final_devices: float = 1.0
+    """How many times faster the final run trains."""
+    slots: int = 1
+    """Trials at a time."""
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """Seconds that are not training."""
+
+    fresh_s: float
+    """Start of a trial in a new process, compiling included."""
+    warm_s: float
+    """Start of a trial in a process that has just trained that depth."""
+    evaluation_s: float
+    final_s: float
+    """From the decision to the first step of the final run."""
+    reserve_s: float
+    """After its last step: evaluating, saving, later stages, the report, and a margin."""
+
+
+class BudgetPolicy:
+    """Spends `cap_s` seconds, counted from the start of the command.
+
+    Args:
+        prior: what earlier runs and searches say about quality.
+        unique_tokens: of the data; more are repeats.
+        seed: of the samples behind the value of a trial.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        cap_s: float,
+        prior: Prior,
+        overheads: Overheads,
+        unique_tokens: float,
+        seed: int,
+        *,
+        device: Device,
+    ) -> None:
+        self.space, self.cap_s, self.prior, self.overheads = space, cap_s, prior, overheads
+        self.unique_tokens, self.seed, self.device = unique_tokens, seed, device
+        self.observations: list[Observation] = []
+        self.exploring = True
+        self.explored_s = 0.0
+        self._pending: list[Trial] = []
+        self._running: list[Trial] = []
+        self._refit()
+
+    # --- asked by the driver ----------------------------------------------------------------------------------------
+
+    def decide(self, now_s: float) -> Trial | Commit | None:
+        """What to do next; None: nothing before a running trial is observed."""
+        if not self._pending and not self._running and self.exploring:
+            self._pending = self._package(now_s)
+            self.exploring = bool(self._pending)
+        if self._pending:
+            self._running.append(self._pending.pop(0))
+            return self._running[-1]
+        return None if self._running else self._commit(now_s)
+
+    def observe(self, observation: Observation) -> None:
+        """Learn from a trial that has ended, well or badly."""
+        self._running = [trial for trial in self._running if trial.config != observation.config]
+        self.observations.append(observation)
+        self.explored_s += observation.train_s + observation.startup_s + self.overheads.evaluation_s
+        self._refit()
+
+    def predict(self, config: Config, tokens: float) -> tuple[float, float]:
+        """Mean and standard deviation of the val_bpb of a training of that many tokens."""
+        mean, sd = self.fit.predict(self._points([config], [tokens]))
+        return float(mean[0]), float(sd[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was decided and observed, as plain data."""
+        return {
+            "observations": [asdict(observation) for observation in self.observations],
+            "unfinished": [asdict(trial) for trial in (*self._running, *self._pending)],
+            "exploring": self.exploring,
+            "explored_s": self.explored_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. What was running then is decided again; what was observed is not."""
+        self.observations = [
+            Observation(**{**data, "config": Config(**data["config"])}) for data in state["observations"]
+        ]
+        self._pending = [Trial(**{**data, "config": Config(**data["config"])}) for data in state["unfinished"]]
+        self._running = []
+        self.exploring, self.explored_s = state["exploring"], state["explored_s"]
+        self._refit()
+
+    # --- what is believed -------------------------------------------------------------------------------------------
+
+    def _refit(self) -> None:
+        good = [seen for seen in self.observations if seen.val_bpb is not None]
+        points = self._points([seen.config for seen in good], [seen.tokens for seen in good]) if good else None
+        self.fit: Fit = fit(self.prior, points, np.array([seen.val_bpb for seen in good]), self.unique_tokens)
+        self._learn_rates()
+        too_large = [seen.config.depth for seen in self.observations if seen.error == "out_of_memory"]
+        self.depths = [depth for depth in map(int, self.space["depth"].values()) if depth < min(too_large, default=999)]
+        self.depths = self.depths or [int(self.space["depth"].low)]
+
+    def _learn_rates(self) -> None:
+        """Throughput over its estimate, in logarithms: one error in common, and one that depths alike share."""
+        measured = [seen for seen in self.observations if seen.tokens_per_second > 0]
+        self._rate_depths = np.array([seen.config.depth for seen in measured], dtype=float)
+        ratios = np.array([np.log(seen.tokens_per_second / self._estimated_rate(seen.config)) for seen in measured])
+        covariance = self._rate_covariance(self._rate_depths) + RATE_NOISE**2 * np.eye(len(measured))
+        self._rate_weights = np.linalg.solve(covariance, ratios) if measured else np.zeros(0)
+
+    def _estimated_rate(self, config: Config) -> float:
+        return self.device.tokens_per_second(config.depth, config.total_batch_size)
+
+    def _rate_covariance(self, depths: Array) -> Array:
+        distance = np.log(depths[:, None] / self._rate_depths)
+        return RATE_SD**2 + DEPTH_RATE_SD**2 * np.exp(-0.5 * (distance / 0.3) ** 2)
+
+    def tokens_per_second(self, depth: int, batch: int) -> float:
+        """Of a trial, by all that was measured."""
+        correction = 0.0
+        if len(self._rate_depths):
+            correction = float((self._rate_covariance(np.array([float(depth)])) @ self._rate_weights)[0])
+        return self.device.tokens_per_second(depth, batch) * float(np.exp(correction))
+
+    def _points(self, configs: Iterable[Config], tokens: Iterable[float]) -> Points:
+        return Points.of(
+            [
+                (self.device.parameters(config.depth), count, config.total_batch_size, config.lr_multiplier)
+                for config, count in zip(configs, tokens, strict=True)
+            ]
+        )
+
+    # --- the final run ----------------------------------------------------------------------------------------------
+
+    def final_seconds(self, now_s: float) -> float:
+        """What is left for training if the final run is decided on now."""
+        return max(self.cap_s - now_s - self.overheads.final_s - self.overheads.reserve_s, 1.0)
+
+    def _commit(self, now_s: float) -> Commit:
+        seconds = self.final_seconds(now_s)
+        config = self.best(seconds, self.device.final_devices)
+        mean, sd = self.predict(config, config.tokens)
+        learned = f"after {len(self.observations)} trials" if self.observations else "by what is known beforehand"
+        return Commit(config, seconds, f"lowest predicted val_bpb {learned}: {mean:.3f} ± {1.645 * sd:.3f}")
+
+    def best(self, seconds: float, devices: float = 1.0, min_steps: float | None = None) -> Config:
+        """The configuration with the lowest predicted val_bpb after so many seconds of training."""
+        configs = self._grid(seconds, devices, min_steps)
+        values = self._values(self.fit.theta[None], configs)[0]
+        return replace(configs[int(np.argmin(values))], lr_multiplier=self._best_lr(self.fit.theta[X0]))
+
+    def _best_lr(self, x0: float) -> float:
+        domain = self._domain("lr_multiplier")
+        return float(np.clip(2**x0, domain.low, domain.high)) if domain else 1.0
+
+    def _domain(self, name: str) -> Domain | None:
+        return self.space.domains.get(name)
+
+    def _grid(self, seconds: float, devices: float, min_steps: float | None = None) -> list[Config]:
+        """Every depth and batch with enough steps; where none has, those with the most."""
+        steps_domain = self._domain("num_iterations")
+        least = min_steps or (steps_domain.low if steps_domain else MIN_STEPS)
+        made = [
+            Config(depth, batch, 1.0, max(int(devices * seconds * self.tokens_per_second(depth, batch) / batch), 1))
+            for depth in self.depths
+            for batch in map(int, self.space["total_batch_size"].values())
+        ]
+        enough = [config for config in made if config.num_iterations >= least]
+        most = max(config.num_iterations for config in made)
+        return enough or [config for config in made if config.num_iterations == most]
+
+    def _values(self, thetas: Array, configs: Sequence[Config]) -> Array:
+        """(samples, configs): predicted val_bpb, each with the learning rate that is best by its sample."""
+        without = thetas.copy()
+        without[:, X0] = 0.0  # the multiplier of a grid's configs is 1, so their learning rate costs nothing
+        points = self._points(configs, [config.tokens for config in configs])
+        return predict(without, points, self.prior, self.unique_tokens)
+
+    # --- trials -----------------------------------------------------------------------------------------------------
+
+    def _package(self, now_s: float) -> list[Trial]:
+        """The trials most worth their time, or none."""
+        allowed_s = MAX_EXPLORED * self.cap_s - self.explored_s
+        failed = [seen.config for seen in self.observations if seen.error]
+        if len(failed) >= MAX_FAILED or allowed_s <= 0 or self.cap_s < CAP_IN_TRIALS * self._cheapest_s():
+            return []
+        seconds = self.final_seconds(now_s)
+        favourite = self.best(seconds, self.device.final_devices)
+        if not self.observations and SPEED_TRIAL_S + self.overheads.fresh_s <= 0.01 * self.cap_s:
+            return [self._trial(favourite, SPEED_TRIAL_S, "to measure throughput")]
+        rng = np.random.default_rng([self.seed, len(self.observations)])
+        configs = self._contenders(seconds)
+        best_now = self._lowest(seconds)
+        worth, chosen = 0.0, []
+        for package in self._packages(favourite):
+            taken_s = self._seconds(package)
+            if taken_s > allowed_s or taken_s > 0.5 * seconds or any(trial.config in failed for trial in package):
+                continue
+            points = self._points([trial.config for trial in package], [trial.config.tokens for trial in package])
+            gain = self._gain(self.fit.after(points, SAMPLES, rng), configs, favourite)
+            cost = self._lowest(seconds - taken_s) - best_now
+            if gain - WORTH * cost > worth:
+                worth, chosen = gain - WORTH * cost, package
+        return chosen
+
+    def _gain(self, thetas: Array, configs: list[Config], favourite: Config) -> float:
+        """By how much the final run should be better for knowing, on average over what may be learned."""
+        known = self._values(thetas, configs).min(axis=1)
+        unknowing = predict(thetas, self._points([favourite], [favourite.tokens]), self.prior, self.unique_tokens)[:, 0]
+        return float(np.maximum(unknowing - known, 0.0).mean())
+
+    def _contenders(self, seconds: float) -> list[Config]:
+        configs = self._grid(seconds, self.device.final_devices)
+        order = np.argsort(self._values(self.fit.theta[None], configs)[0])
+        return [configs[place] for place in order[:CANDIDATES]]
+
+    def _lowest(self, seconds: float) -> float:
+        configs = self._grid(max(seconds, 1.0), self.device.final_devices)
+        return float(self._values(self.fit.theta[None], configs).min())
+
+    def _cheapest_s(self) -> float:
+        """Of all trials that would tell anything."""
+        batch = int(self.space["total_batch_size"].low)
+        train_s = MIN_TRIAL_STEPS * batch / self.tokens_per_second(self.depths[0], batch)
+        return self.overheads.warm_s + self.overheads.evaluation_s + train_s
+
+    def _packages(self, favourite: Config) -> list[list[Trial]]:
+        """Trials that tell most together: of learning rates, of batches, of both, and of depths."""
+        spread = float(np.clip(np.sqrt(self.fit.covariance[X0, X0]), 0.7, 1.5))
+        packages = []
+        for share in TRIAL_SHARES:
+            budget_s = share * self.cap_s
+            small = self.best(budget_s, min_steps=MIN_TRIAL_STEPS)
+            large = self._at(favourite.depth, favourite.total_batch_size, budget_s, favourite.lr_multiplier)
+            for centre in {replace(small, settings={}).depth: small, large.depth: large}.values():
+                lrs = [self._with_lr(centre, sign * spread) for sign in (-1, 1)]
+                batches = [self._with_batch(centre, factor, budget_s) for factor in (0.5, 2.0)]
+                wide = [self._with_batch(centre, factor, budget_s) for factor in (1 / 3, 1.0, 3.0)]
+                packages += [
+                    self._named("learning rates", lrs, budget_s),
+                    self._named("batches", batches, budget_s),
+                    self._named("batches", wide, budget_s),
+                    self._named("learning rates and batches", [*lrs, *batches], budget_s),
+                ]
+            other = self._neighbour(favourite.depth)
+            both = [self._at(depth, small.total_batch_size, budget_s, small.lr_multiplier)
+                    for depth in (favourite.depth, other)]  # fmt: skip
+            packages.append(self._named("depths", both, budget_s))
+        return [package for package in packages if package]
+
+    def _named(self, what: str, configs: list[Config], budget_s: float) -> list[Trial]:
+        """The package, unless one of it would tell nothing or two are the same."""
+        distinct = {(c.depth, c.total_batch_size, round(np.log2(c.lr_multiplier), 3)) for c in configs}
+        short = any(config.num_iterations < MIN_TRIAL_STEPS for config in configs)
+        if short or len(distinct) < len(configs):
+            return []
+        return [Trial(config, budget_s, f"to compare {what}") for config in configs]
+
+    def _trial(self, config: Config, budget_s: float, why: str) -> Trial:
+        return Trial(self._at(config.depth, config.total_batch_size, budget_s, config.lr_multiplier), budget_s, why)
+
+    def _at(self, depth: int, batch: int, budget_s: float, lr_multiplier: float) -> Config:
+        """That configuration for that long, with a smaller batch where the steps would be too few."""
+        smallest = int(self.space["total_batch_size"].low)
+        while batch // 2 >= smallest and budget_s * self.tokens_per_second(depth, batch) / batch < MIN_TRIAL_STEPS:
+            batch //= 2
+        steps = max(int(budget_s * self.tokens_per_second(depth, batch) / batch), 1)
+        return Config(depth, batch, lr_multiplier, steps)
+
+    def _with_lr(self, config: Config, shift: float) -> Config:
+        domain = self._domain("lr_multiplier")
+        if domain is None:
+            return config
+        return replace(config, lr_multiplier=float(np.clip(config.lr_multiplier * 2**shift, domain.low, domain.high)))
+
+    def _with_batch(self, config: Config, factor: float, budget_s: float) -> Config:
+        batches = [int(value) for value in self.space["total_batch_size"].values()]
+        batch = min(batches, key=lambda value: abs(np.log2(value / (config.total_batch_size * factor))))
+        steps = max(int(budget_s * self.tokens_per_second(config.depth, batch) / batch), 1)
+        return Config(config.depth, batch, config.lr_multiplier, steps)
+
+    def _neighbour(self, depth: int) -> int:
+        others = [other for other in self.depths if other != depth]
+        return min(others, key=lambda other: abs(np.log2(other / (0.7 * depth))), default=depth)
+
+    def _seconds(self, package: list[Trial]) -> float:
+        """What a package takes, with as many trials at a time as there are slots."""
+        total, warm_depth = 0.0, self.observations[-1].config.depth if self.observations else None
+        for trial in package:
+            start_s = self.overheads.warm_s if trial.config.depth == warm_depth else self.overheads.fresh_s
+            total += start_s + trial.budget_s + self.overheads.evaluation_s
+            warm_depth = trial.config.depth
+        return total / min(self.device.slots, len(package))

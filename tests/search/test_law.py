@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat.search.law import NAMES, PUBLISHED, Points, bowl, effective_tokens, fit, gradient, predict
+
+MEAN, SD = np.array(PUBLISHED.mean), np.array(PUBLISHED.sd)
+ROWS = [(1e8 * size, 2e9 * size, 2.0**19, lr) for size in (0.1, 0.3, 1.0) for lr in (0.4, 1.0, 2.5)]
+ROWS += [(5e7, 6e8, 2.0**power, 1.0) for power in (16, 17, 19, 20)]
+
+
+def test_the_best_ratio_of_tokens_to_parameters_at_the_reference_is_r():
+    """With all FLOPs at N0 fixed, the law's minimum lies where D = r N."""
+    flops = 6 * 1e8 * 12.0 * 1e8
+    parameters = np.geomspace(2e7, 5e8, 4001)
+    tokens = flops / 6 / parameters
+    theta = MEAN.copy()
+    theta[NAMES.index("ln_kB")] = -50  # whatever the batch
+    points = Points(parameters, tokens, np.full_like(tokens, 2.0**14), np.ones_like(tokens))
+    best = int(np.argmin(predict(theta, points, PUBLISHED)))
+    assert parameters[best] == pytest.approx(1e8, rel=0.02)
+
+
+def test_batch_learning_rate_and_steps_have_their_optima():
+    def at(batch: float, lr: float, tokens: float = 1.3e9) -> float:
+        return float(predict(MEAN, Points.of([(1e8, tokens, batch, lr)]), PUBLISHED)[0])
+
+    assert at(2**19, 1) < min(at(2**17, 1), at(2**21, 1), at(2**19, 0.3), at(2**19, 3))
+    assert at(2**19, 1, tokens=100 * 2**19) > at(2**19, 1, tokens=600 * 2**19) + 0.1
+
+
+@given(st.floats(1e3, 1e12), st.floats(1e3, 1e12))
+def test_repeated_tokens_are_worth_less_and_never_nothing(tokens, unique):
+    worth = float(effective_tokens(np.array(tokens), unique))
+    assert worth <= tokens * (1 + 1e-9)
+    assert worth == tokens or unique < worth < unique * 14
+    assert float(effective_tokens(np.array(2 * tokens), unique)) >= worth
+
+
+def test_the_bowl_is_square_inside_and_straight_outside():
+    assert bowl(np.array(0.1)) == pytest.approx(0.01, rel=0.01)
+    assert bowl(np.array(40.0)) == pytest.approx(4 * 40, rel=0.1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_what_was_put_in_is_found_again(seed):
+    """Enough runs of a world: its predictions, and the numbers they depend on, within their own uncertainty."""
+    rng = np.random.default_rng(seed)
+    truth = MEAN + 0.7 * SD * rng.standard_normal(len(NAMES))
+    points = Points.of(ROWS)
+    seen = predict(truth, points, PUBLISHED) + PUBLISHED.noise * rng.standard_normal(len(ROWS))
+    found = fit(PUBLISHED, points, seen)
+    target = Points.of([(2e8, 4e9, 2.0**20, 1.2)])
+    mean, sd = found.predict(target)
+    assert abs(mean[0] - predict(truth, target, PUBLISHED)[0]) < 4 * sd[0]
+    x0 = NAMES.index("x0")
+    assert abs(found.theta[x0] - truth[x0]) < 4 * np.sqrt(found.covariance[x0, x0]) + 0.2
+    assert found.covariance[x0, x0] < 0.5 * SD[x0] ** 2
+
+
+def test_without_observations_it_is_the_prior():
+    found = fit(PUBLISHED, None, np.zeros(0))
+    assert np.array_equal(found.theta, MEAN)
+    _, sd = found.predict(Points.of([ROWS[0]]))
+    assert sd[0] > 0.1
+
+
+def test_an_outlier_does_not_carry_it_off():
+    points = Points.of(ROWS)
+    seen = predict(MEAN, points, PUBLISHED)
+    seen[0] += 3.0
+    assert np.all(np.abs(fit(PUBLISHED, points, seen).theta - MEAN) < 8 * SD)
+
+
+def test_what_may_be_learned_is_spread_as_the_uncertainty_it_removes():
+    """Knowing runs of every learning rate pins x0: its posterior means vary almost as the prior did."""
+    found = fit(PUBLISHED, None, np.zeros(0))
+    points = Points.of([(1e8, 2e9, 2.0**19, 2.0**x) for x in (-3, -1.5, 0, 1.5, 3)])
+    moved = found.after(points, 4000, np.random.default_rng(0))
+    slope = gradient(found.theta, points, PUBLISHED, np.inf)
+    assert moved.mean(axis=0) == pytest.approx(MEAN, abs=0.1)
+    x0 = NAMES.index("x0")
+    assert 0.3 * SD[x0] < moved[:, x0].std() <= SD[x0] * 1.05
+    assert np.abs(slope[:, x0]).max() > 0

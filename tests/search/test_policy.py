@@ -1,0 +1,134 @@
+"""The policy against its promises, in simulated worlds and by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.benchmarks.search import gpu_space
+from nanochat.search.policy import MAX_EXPLORED, BudgetPolicy, Commit, Observation, Trial
+from nanochat.search.simulator import BASELINES, Machine, Shift, World, gpu, simulate
+
+SPACE, MACHINE = gpu_space(), gpu()
+
+
+def policy(hours: float, machine: Machine = MACHINE, seed: int = 0) -> BudgetPolicy:
+    return BudgetPolicy(SPACE, 3600 * hours, machine.prior, machine.overheads, machine.unique_tokens, seed,
+                        device=machine.device)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.2, 48), st.integers(0, 1000), st.sampled_from([None, Shift(1.5, 1.5)]))
+def test_it_ends_within_its_hours_and_explores_little(hours, seed, shift):
+    outcome = simulate(policy(hours, seed=seed), World(MACHINE, seed, shift))
+    assert outcome.ended_s <= 3600 * hours + 1e-6
+    assert outcome.explored_s <= (MAX_EXPLORED + 0.04) * 3600 * hours
+    assert outcome.config.num_iterations >= 400
+
+
+def test_a_wrong_prior_is_found_out():
+    """At 6 hours, with learning rate and batch off by 2.8 times: well below the rule of thumb, and near the best."""
+    ours, rule = [], []
+    for seed in range(10):
+        world = World(MACHINE, seed, Shift(1.5, 1.5))
+        best = world.clairvoyant(SPACE, 6 * 3600)
+        rule.append(BASELINES["rule of thumb"](World(MACHINE, seed, Shift(1.5, 1.5)), SPACE, 6 * 3600, seed) - best)
+        ours.append(simulate(policy(6, seed=seed), world).quality - best)
+    assert np.mean(ours) < 0.010 < np.mean(rule)
+
+
+def test_a_right_prior_is_not_spoiled():
+    regrets = []
+    for seed in range(10):
+        world = World(MACHINE, seed)
+        regrets.append(simulate(policy(3, seed=seed), world).quality - world.clairvoyant(SPACE, 3 * 3600))
+    assert np.mean(regrets) < 0.006
+
+
+def test_a_short_cap_buys_no_trials():
+    decision = policy(0.25).decide(0.0)
+    assert isinstance(decision, Commit)
+    assert decision.budget_s == 900 - MACHINE.overheads.final_s - MACHINE.overheads.reserve_s
+    assert decision.config.num_iterations >= 600
+
+
+def observe(subject: BudgetPolicy, trial: Trial, world: World) -> None:
+    done, val_bpb, rate = world.train(trial.config, trial.budget_s)
+    subject.observe(Observation(trial.config, done.tokens, trial.budget_s, 5.0, rate, val_bpb))
+
+
+def test_resumed_at_any_point_it_decides_the_same(tmp_path):
+    """Its state goes through JSON after every decision; what ran is decided again, what was observed is not."""
+    straight, world, again = policy(6), World(MACHINE, 1), World(MACHINE, 1)
+    broken, now = policy(6), 0.0
+    for _ in range(20):
+        expected = straight.decide(now)
+        broken.decide(now)
+        state = json.loads(json.dumps(broken.state_dict()))
+        broken = policy(6)
+        broken.load_state_dict(state)
+        assert broken.decide(now) == expected
+        if isinstance(expected, Commit):
+            assert straight.predict(expected.config, 1e9) == broken.predict(expected.config, 1e9)
+            return
+        observe(straight, expected, world)
+        observe(broken, expected, again)
+        now += expected.budget_s
+    pytest.fail("it never commits")
+
+
+def test_several_at_a_time():
+    """With four slots a package's trials run together, and the policy waits for the last of them."""
+    machine = replace(MACHINE, device=replace(MACHINE.device, slots=4, final_devices=4.0))
+    subject, world, now = policy(6, machine), World(MACHINE, 2, Shift(1.5, 1.5)), 0.0
+    sizes = []
+    for _ in range(20):
+        running = []
+        while isinstance(decision := subject.decide(now), Trial):
+            running.append(decision)
+        if isinstance(decision, Commit):
+            break
+        assert decision is None
+        sizes.append(len(running))
+        for trial in reversed(running):
+            assert subject.decide(now) is None
+            observe(subject, trial, world)
+        now += running[0].budget_s
+    assert max(sizes) >= 2
+    assert isinstance(decision, Commit)
+
+
+def test_a_trial_that_fails_is_data():
+    subject, now = policy(6), 0.0
+    first = subject.decide(now)
+    assert isinstance(first, Trial)
+    subject.observe(Observation(first.config, 0, 10.0, 60.0, 0.0, None, "out_of_memory"))
+    for _ in range(20):
+        decision = subject.decide(100.0)
+        assert decision is not None
+        assert decision.config.depth < first.config.depth
+        if isinstance(decision, Commit):
+            return
+        subject.observe(Observation(decision.config, 0, 10.0, 60.0, 0.0, None, "bug"))
+    pytest.fail("it never commits")
+
+
+def test_throughput_is_learned():
+    """Half of what was estimated at one depth: less everywhere, and most where it was measured."""
+    subject = policy(6)
+    trial = subject.decide(0.0)
+    estimate = MACHINE.device.tokens_per_second(trial.config.depth, trial.config.total_batch_size)
+    subject.observe(Observation(trial.config, trial.config.tokens, 20.0, 60.0, estimate / 2, 1.0))
+    ratio = [subject.tokens_per_second(depth, 2**19) / MACHINE.device.tokens_per_second(depth, 2**19)
+             for depth in (4, trial.config.depth, 30)]  # fmt: skip
+    assert ratio[1] == pytest.approx(0.5, rel=0.05)
+    assert ratio[1] < ratio[0] < 0.65
+    assert ratio[1] < ratio[2] < 0.65
+
+
+def test_repeated_data_calls_for_a_larger_model_or_no_more_tokens():
+    plenty, scarce = policy(12), policy(12, replace(MACHINE, unique_tokens=2e8))
+    assert scarce.best(40_000).depth >= plenty.best(40_000).depth

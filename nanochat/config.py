@@ -89,12 +89,14 @@ class RunConfig:
     attention: str
     """Training attention kernel, see nanochat.model.attention."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept of each stage."""
+    """Newest checkpoints kept of each stage; 0: none is ever saved, for a trial of which only the figures count."""
     storage: str = ""
     """Where checkpoints are kept, as <storage>/<run>/<stage>: a path, or a URI that pyarrow.fs understands such as
     s3://bucket/prefix. Empty: in the run's directory."""
     start_tokenizer: str = ""
     """Directory of the tokenizer that belongs to start_from."""
+    train_tokens: int | None = None
+    """Tokens of text to prepare for the base stage; None: as many as it goes through."""
     cap_s: float | None = None
     """Seconds on the run's clock after which everything has ended, with a model; None: no such limit."""
     keep_best_checkpoint: bool = False

@@ -1,5 +1,6 @@
 """What a run was told to expect and what it measured, side by side: the summary and `report.md`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +124,8 @@ def plan_table(config: RunConfig, plan: dict[str, Any]) -> Table:
     )
 
 
-def write_report(run: Run) -> None:
-    """`report.md`: how the run was configured, what it cost and how good it is."""
+def write_report(run: Run, more: Sequence[Table | str] = ()) -> None:
+    """`report.md`: how the run was configured, what it cost, how good it is, and whatever more there is to say."""
     record, config = run.record(), run.config()
     parts = [
         f"# Run {run.name}\n",
@@ -132,6 +133,7 @@ def write_report(run: Run) -> None:
         f"on {record['hardware']['description']}.\n",
         stage_table(run, record["plan"]).markdown(),
     ]
+    parts += [part.markdown() if isinstance(part, Table) else f"{part}\n" for part in more]
     if scores := score_table(run):
         parts.append(scores.markdown())
     if said := conversation(run, config.trained_stages):

@@ -70,7 +70,7 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says. Raises UserError when it cannot be read."""
-        return _read_json(self.record_path)
+        return read_json(self.record_path)
 
     def config(self) -> RunConfig:
         """The configuration the run was started with."""
@@ -88,7 +88,7 @@ class Run:
     def _result(self, stage: str) -> dict[str, Any]:
         path = self.result_path(stage)
         hint = f"delete it, and repeat the command of run {self.name!r}: it makes it anew or goes without"
-        record = _read_json(path, hint)
+        record = read_json(path, hint)
         try:
             return record if stage == "tokenizer" else asdict(StageResult(**record))
         except TypeError as error:
@@ -150,7 +150,7 @@ def create(directory: Path, config: RunConfig, record: dict[str, Any]) -> Run:
     return run
 
 
-def _read_json(path: Path, hint: str = "restore it, or start the run under another --name") -> dict[str, Any]:
+def read_json(path: Path, hint: str = "restore it, or start the run under another --name") -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ MIN_STAGE_S = 5.0
 
 
 def with_deadlines(
-    config: RunConfig, cap_s: float, hardware: Hardware, num_workers: int = 1, spent_s: float = 0.0
+    config: RunConfig, cap_s: float, hardware: Hardware, num_workers: int = 1, spent_s: float | None = None
 ) -> RunConfig:
     """The configuration with a deadline for each of its trained stages.
 
@@ -26,13 +26,13 @@ def with_deadlines(
 
     Args:
         cap_s: what the whole run may take, from the start of its command.
-        spent_s: how much of it is gone.
+        spent_s: how much of it is gone when the first stage begins; None: what preparing is estimated to take.
 
     Raises:
         UserError: there is not enough time to train anything.
     """
     stages = [(name, config.stage(name)) for name in config.trained_stages]
-    start_s = max(estimate(config, hardware, num_workers).prepare_s, spent_s)
+    start_s = estimate(config, hardware, num_workers).prepare_s if spent_s is None else spent_s
     seconds = cap_s - CLOSING_S[hardware.device_type] - start_s
     if seconds < MIN_STAGE_S * len(stages):
         needed = cap_s - seconds + MIN_STAGE_S * len(stages)

@@ -34,6 +34,7 @@ class Request:
     device_batch_size: int | None = None
     total_batch_size: int | None = None
     num_iterations: int | None = None
+    lr_multiplier: float | None = None
     compile: str = "auto"
     hours: float | None = None
     num_workers: int = 1
@@ -65,6 +66,7 @@ def resolve(
     compiler: str | None,
     start_model: ModelConfig | None = None,
     memory: MemoryRecord | None = None,
+    spent_s: float | None = None,
 ) -> Resolved:
     """The configuration of a request on some hardware.
 
@@ -72,6 +74,7 @@ def resolve(
         compiler: path of a C++ compiler, or None where there is none (a GPU needs none).
         start_model: architecture of the checkpoint the run starts from.
         memory: what earlier runs found to fit.
+        spent_s: of the request's hours, when its first stage begins; None: as long as preparing is estimated to take.
 
     Raises:
         UserError: the request cannot work; every problem is listed.
@@ -110,11 +113,12 @@ def resolve(
     )
     batch = _total_batch(request, size, config, iterations, hardware, say)
     rows = _device_batch(request, size, model, batch, dtype, hardware, memory, say)
-    config = _with_stages(config, iterations, batch, rows, size.lr_multiplier, on_cpu=hardware.device_type == "cpu")
-    if size.lr_multiplier != 1:
-        say(f"lr_multiplier {size.lr_multiplier:g}: the scaling rules ask for too little at batches this small")
+    lr = request.lr_multiplier or size.lr_multiplier
+    config = _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
+    if request.lr_multiplier is None and lr != 1:
+        say(f"lr_multiplier {lr:g}: the scaling rules ask for too little at batches this small")
     if request.hours is not None:
-        config = with_deadlines(config, 3600 * request.hours, hardware, request.num_workers)
+        config = with_deadlines(config, 3600 * request.hours, hardware, request.num_workers, spent_s)
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)

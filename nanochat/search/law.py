@@ -41,6 +41,8 @@ class Prior:
     model_error: float = 0.003
     """That of what the law misses, shared by runs that are alike."""
     source: str = "published runs"
+    runs: tuple[tuple[float, float, float, float, float], ...] = ()
+    """Trainings that come with it: parameters, tokens, batch, lr_multiplier, val_bpb."""
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.sd) == len(NAMES):
@@ -67,6 +69,10 @@ class Points:
     def of(cls, rows: Sequence[tuple[float, float, float, float]]) -> "Points":
         """From (parameters, tokens, batch, lr_multiplier)."""
         return cls(*np.array(rows, dtype=float).reshape(-1, 4).T)
+
+    def rows(self) -> list[tuple[float, float, float, float]]:
+        """What `of` was given."""
+        return list(zip(*(part.tolist() for part in vars(self).values()), strict=True))
 
 
 def predict(theta: Array, points: Points, prior: Prior, unique_tokens: float = np.inf) -> Array:
@@ -136,6 +142,9 @@ class Fit:
 def fit(prior: Prior, points: Points | None, val_bpb: Array, unique_tokens: float = np.inf) -> Fit:
     """The numbers of the law that make prior and observations most likely; from several starts, the best."""
     mean, sd = np.array(prior.mean), np.array(prior.sd)
+    if prior.runs:
+        points = Points.of([*(run[:4] for run in prior.runs), *(points.rows() if points else ())])
+        val_bpb = np.concatenate([[run[4] for run in prior.runs], val_bpb])
     if points is None or len(val_bpb) == 0:
         return Fit(prior, unique_tokens, mean, np.diag(sd**2))
     inverse = np.linalg.inv(observation_covariance(points, prior))

@@ -129,6 +129,7 @@ class BudgetPolicy:
         self.space, self.cap_s, self.prior, self.overheads = space, cap_s, prior, overheads
         self.unique_tokens, self.seed, self.device = unique_tokens, seed, device
         self.observations: list[Observation] = []
+        self.remembered: list[Observation] = []
         self.exploring = True
         self.explored_s = 0.0
         self._pending: list[Trial] = []
@@ -147,11 +148,26 @@ class BudgetPolicy:
             return self._running[-1]
         return None if self._running else self._commit(now_s)
 
+    def take_back(self, trial: Trial | None) -> None:
+        """A trial that was decided on is not begun yet: it comes first when asked again."""
+        if trial is not None:
+            self._running.remove(trial)
+            self._pending.insert(0, trial)
+
+    def stop_exploring(self) -> None:
+        """No more trials, whatever they might tell; those that run are given up."""
+        self._pending, self._running, self.exploring = [], [], False
+
     def observe(self, observation: Observation) -> None:
         """Learn from a trial that has ended, well or badly."""
         self._running = [trial for trial in self._running if trial.config != observation.config]
         self.observations.append(observation)
         self.explored_s += observation.train_s + observation.startup_s + self.overheads.evaluation_s
+        self._refit()
+
+    def recall(self, observations: Iterable[Observation]) -> None:
+        """Start from what earlier searches on this hardware and data have seen."""
+        self.remembered = list(observations)
         self._refit()
 
     def predict(self, config: Config, tokens: float) -> tuple[float, float]:
@@ -181,7 +197,7 @@ class BudgetPolicy:
     # --- what is believed -------------------------------------------------------------------------------------------
 
     def _refit(self) -> None:
-        good = [seen for seen in self.observations if seen.val_bpb is not None]
+        good = [seen for seen in (*self.remembered, *self.observations) if seen.val_bpb is not None]
         points = self._points([seen.config for seen in good], [seen.tokens for seen in good]) if good else None
         self.fit: Fit = fit(self.prior, points, np.array([seen.val_bpb for seen in good]), self.unique_tokens)
         self._learn_rates()
@@ -191,7 +207,7 @@ class BudgetPolicy:
 
     def _learn_rates(self) -> None:
         """Throughput over its estimate, in logarithms: one error in common, and one that depths alike share."""
-        measured = [seen for seen in self.observations if seen.tokens_per_second > 0]
+        measured = [seen for seen in (*self.remembered, *self.observations) if seen.tokens_per_second > 0]
         self._rate_depths = np.array([seen.config.depth for seen in measured], dtype=float)
         ratios = np.array([np.log(seen.tokens_per_second / self._estimated_rate(seen.config)) for seen in measured])
         covariance = self._rate_covariance(self._rate_depths) + RATE_NOISE**2 * np.eye(len(measured))

@@ -78,6 +78,8 @@ class Surroundings:
     identity: Mapping[str, Any]
     """Goes into every checkpoint's state: model config, tokenizer and data fingerprints."""
     peak_flops: float
+    saves: bool = True
+    """Whether anything is saved at all."""
     clock: Callable[[], float] = time.perf_counter
     run_clock: Callable[[], float] = lambda: 0.0
     """What deadlines are on, see `nanochat.clock`."""
@@ -329,7 +331,7 @@ class _Stage:
         workers, start = self.around.workers, self.around.clock()
         ended: list[Written | CheckpointError] = []
         self._update_speed()
-        if self.saved_step != self.position.step:
+        if self.around.saves and self.saved_step != self.position.step:
             tensors = {"model": self.trainee.model.state_dict(), "optimizer": self.trainee.optimizer.state_dict()}
             state = {
                 "stage": self.name,

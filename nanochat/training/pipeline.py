@@ -151,12 +151,12 @@ class _Pipeline:
     def _note(self, stage: str, text: str, warning: bool = False) -> None:
         self.emit(Note(stage, text, warning))
 
-    def _stage(self, name: str, data: StageData, sources: Sources, weights: Checkpoint | None) -> Checkpoint:
-        """Train a stage, or skip it if it is finished. Returns its last checkpoint."""
-        config, workers = self.config.stage(name), self.workers
+    def _stage(self, name: str, data: StageData, sources: Sources, weights: Checkpoint | None) -> Checkpoint | None:
+        """Train a stage, or skip it if it is finished. Returns its last checkpoint, if the run saves any."""
+        config, workers, saves = self.config.stage(name), self.workers, self.config.keep_checkpoints > 0
         store = CheckpointStore(
             self.run_.checkpoints(name),
-            keep_last=self.config.keep_checkpoints,
+            keep_last=max(self.config.keep_checkpoints, 1),
             keep_best=self.config.keep_best_checkpoint,
             fault=self.fault,
         )
@@ -206,6 +206,7 @@ class _Pipeline:
             validate=validate,
             should_stop=self.should_stop,
             restore=restore,
+            saves=saves,
             identity=identity,
             peak_flops=self.peak_flops,
             run_clock=read_clock(self.run_.clock_path) or (lambda: 0.0),
@@ -223,7 +224,7 @@ class _Pipeline:
         batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
         result = train_stage(name, tuned, self.trainee, batches, around, found)
         self._finish(name, result, sources)
-        return store.open(result.iterations)
+        return store.open(result.iterations) if saves else None
 
     def _finished(self, stage: str, step: int) -> bool:
         """Whether the stage ended at that step, which with a deadline may be before its last."""

@@ -87,7 +87,8 @@ def prepare_stage(
         return StageData(train, val)
     # The built-in world is small: tokenised whole, so that every mode finds the same shards. Of other data what is
     # needed.
-    needed = None if config.data == TINYWORLD else settings.num_iterations * settings.total_batch_size
+    trained = config.train_tokens or settings.num_iterations * settings.total_batch_size
+    needed = None if config.data == TINYWORLD else trained
     split = ("all", "all") if sources.base_val else ("train", "val")
     train = build_text_shards(
         sources.base_train,

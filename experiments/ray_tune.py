@@ -1,0 +1,164 @@
+"""The budget policy as a Ray Tune searcher: Tune places and watches trials; the policy decides, and its journal is the
+truth."""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.search import Searcher
+
+from experiments.cluster import cluster
+from nanochat.clock import start_clock
+from nanochat.files import write_json
+from nanochat.planning.hardware import Hardware
+from nanochat.run import Run
+from nanochat.search.policy import BudgetPolicy, Commit, Observation, Trial
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Search:
+    """A policy at work in a run: where its journal is, and how a trial becomes a run of its own."""
+
+    run: Run
+    policy: BudgetPolicy
+    clock: Callable[[], float]
+    make_trial: Callable[[Trial, Path], Run]
+    """Writes the configuration of a trial's run into a directory."""
+    tell: Callable[[Trial, Observation], None]
+    """Called with what came of each trial."""
+
+    @property
+    def journal(self) -> Path:
+        return self.run.directory / "search" / "policy.json"
+
+    def record(self) -> None:
+        """What was decided and observed, before anything is done about it."""
+        write_json(self.journal, self.policy.state_dict())
+
+
+class PolicySearcher(Searcher):
+    """Asks the policy for trials, and tells it what came of them."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(metric="val_bpb", mode="min")
+        self.search = search
+        self.trials: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        decision = self.search.policy.decide(self.search.clock())
+        self.search.record()
+        if isinstance(decision, Commit):
+            return Searcher.FINISHED
+        if decision is None:
+            return None
+        self.trials[trial_id] = decision
+        directory = self.search.run.directory / "search" / "trials" / trial_id
+        return {"run": str(self.search.make_trial(decision, directory).directory)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self.trials.pop(trial_id)
+        observation = observed(trial, result if result and not error else {"error": "the worker died"})
+        self.search.policy.observe(observation)
+        self.search.record()
+        self.search.tell(trial, observation)
+
+    def save(self, checkpoint_path: str) -> None:
+        """The journal is kept elsewhere."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """From the journal, by whoever makes the policy."""
+
+
+def observed(trial: Trial, result: dict[str, Any]) -> Observation:
+    """What a trial's last report says."""
+    return Observation(
+        config=trial.config,
+        tokens=int(result.get("tokens", 0)),
+        train_s=float(result.get("train_s", trial.budget_s)),
+        startup_s=float(result.get("startup_s", 0.0)),
+        tokens_per_second=float(result.get("tokens_per_second", 0.0)),
+        val_bpb=result.get("val_bpb"),
+        error=str(result.get("error", "")),
+    )
+
+
+def run_trials(search: Search, hardware: Hardware, while_waiting: Callable[[], None]) -> None:
+    """Train the trials that the policy asks for, until it commits. `while_waiting` is called ten times a second.
+
+    Raises:
+        Exception: whatever Tune raised.
+    """
+    failures: list[BaseException] = []
+    gpus = 1 if hardware.device_type == "cuda" else 0
+    slots = search.policy.device.slots
+    each = {"cpu": max(hardware.cpu_count // slots, 1), "gpu": gpus}
+    with cluster(hardware):
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(train_trial, each),
+            tune_config=ray.tune.TuneConfig(
+                search_alg=PolicySearcher(search), num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
+            ),
+            run_config=ray.tune.RunConfig(
+                name="trials", storage_path=str(search.run.directory / "ray"), verbose=0,
+                failure_config=ray.tune.FailureConfig(max_failures=0),
+            ),
+        )  # fmt: skip
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=fit, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            while_waiting()
+            time.sleep(POLL_S)
+    if failures:
+        raise failures[0]
+
+
+def train_trial(settings: dict[str, str]) -> None:
+    """What a trial's worker runs: the pipeline, on a run of its own that saves nothing."""
+    import torch
+
+    from nanochat.events import JsonlSink
+    from nanochat.training.loop import is_out_of_memory
+    from nanochat.training.pipeline import run_pipeline
+    from nanochat.workers import Workers
+
+    started = time.time()
+    logging.getLogger("rustbpe").setLevel(logging.WARNING)
+    torch.compiler.reset()  # a process that has trained other trials holds their graphs
+    run = Run(Path(settings["run"]))
+    start_clock(run.clock_path, started)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        run_pipeline(run, Workers(device=device), JsonlSink(run.directory), run.stop_requested)
+    except Exception as error:  # what failed is data for the policy, and told to the user
+        memory = is_out_of_memory(error) or "does not fit in memory" in str(error)
+        (run.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
+        ray.tune.report({"error": "out_of_memory" if memory else f"{type(error).__name__}: {error}"[:200]})
+        return
+    result = run.results()["base"]
+    spent_s = time.time() - started
+    ray.tune.report(
+        {
+            "tokens": result["tokens"],
+            "train_s": result["train_s"] - result["first_step_s"],
+            "startup_s": max(spent_s - result["train_s"] + result["first_step_s"] - result["evaluation_s"], 0.0),
+            "tokens_per_second": result["tokens_per_second"],
+            "val_bpb": result["val_bpb"],
+        }
+    )
+
+

@@ -1,0 +1,271 @@
+"""One run from its plan to its summary: what run_stage.py and tune_budget.py share."""
+
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from experiments.deadline import TimeIsUp, Watch, settle
+from experiments.ray_train import Outcome, Scale, fit
+from experiments.terminal import Display, show_table
+from nanochat.clock import RunClock, start_clock
+from nanochat.config import STAGES, TINYWORLD, RunConfig, from_dict
+from nanochat.data.documents import find_documents, read_documents
+from nanochat.data.sources import cache_directory
+from nanochat.errors import UserError
+from nanochat.events import Follower
+from nanochat.inference.load import find_run, newest_checkpoint
+from nanochat.model import ModelConfig, count_parameters
+from nanochat.planning.estimate import estimate
+from nanochat.planning.hardware import GIB, Hardware, detect_hardware
+from nanochat.planning.memory import MemoryRecord
+from nanochat.planning.resolve import Request, resolve
+from nanochat.report import Table, conversation, duration, plan_table, score_table, stage_table, write_report
+from nanochat.run import Run, Status
+from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from nanochat.training.storage import inside
+
+PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
+
+
+def named_run(name: str, runs_dir: Path) -> Run:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{name!r} cannot be the name of a run", "use letters, digits, - and _")
+    run = Run((runs_dir / name).absolute())
+    if run.directory.exists() and not run.directory.is_dir():
+        raise UserError(f"{run.directory} is a file", "choose another --name")
+    return run
+
+
+def new_record(
+    request: Request, runs_dir: Path, hardware: Hardware | None = None, spent_s: float | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration of a new run, and the rest of its run.json. Everything that can be wrong is found here.
+
+    Args:
+        hardware: as detected before; None: now.
+        spent_s: see `resolve`.
+    """
+    check_data(request.data)
+    start_model, start = None, {}
+    if request.start_from:
+        checkpoint, tokenizer = _start_checkpoint(request.start_from, runs_dir)
+        start_model = from_dict(ModelConfig, checkpoint.state["model"])
+        start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
+    hardware = hardware or detect_hardware()
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    memory = MemoryRecord(cache_directory(), hardware.name)
+    resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, memory=memory, spent_s=spent_s)
+    if request.storage:
+        CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
+    config = replace(resolved.config, **start, storage=request.storage)
+    plan = estimate(config, hardware, request.num_workers)
+    free = shutil.disk_usage(_existing_parent(runs_dir)).free
+    if plan.disk_bytes > free:
+        raise UserError(
+            f"the run needs about {plan.disk_bytes / GIB:.1f} GiB of disk and {runs_dir} has {free / GIB:.1f} GiB free",
+            "make room, choose another --runs-dir, or --set keep_checkpoints=1",
+        )
+    return config, {
+        "request": asdict(request),
+        "plan": asdict(plan),
+        "reasons": list(resolved.reasons),
+        "hardware": {**asdict(hardware), "description": hardware.describe()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": _git_commit(),
+    }
+
+
+def begin(run: Run) -> RunClock:
+    """Start the run's clock, which counts from the start of this process."""
+    return start_clock(run.clock_path, psutil.Process().create_time())
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_data(data: str) -> None:
+    """Read the beginning of the user's data now, rather than minutes later in a worker."""
+    if data == TINYWORLD:
+        return
+    if not Path(data).exists() and "/" not in data.removeprefix(str(Path.cwd()) + "/"):
+        raise UserError(
+            f"--data {Path(data).name}: there is no such file or folder, and no such built-in data",
+            "give a path to .txt, .jsonl or .parquet text, or --data tinyworld",
+        )
+    for file in find_documents(Path(data)):
+        next(read_documents([file]), None)
+
+
+def _start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
+    """The checkpoint that --from names, and the directory of its tokenizer."""
+    path = Path(start_from).absolute()
+    if (path / "manifest.json").exists():
+        return open_checkpoint(path, check_all=False), path.parents[2] / "tokenizer"
+    run_dir = find_run(start_from, runs_dir.absolute())
+    return newest_checkpoint(run_dir, warn=partial(print, "warning:", file=sys.stderr)), run_dir / "tokenizer"
+
+
+def show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> None:
+    count = count_parameters(config.model)
+    device = record["hardware"]["device_type"]
+    console.print(f"[bold]Run {run.name}[/bold] in {run.directory}", soft_wrap=True)
+    console.print(f"{record['hardware']['description']}")
+    if device == "cpu":
+        console.print("No GPU here: the same stages on a model and data small enough for this CPU.")
+    console.print(
+        f"Model: depth {config.model.depth}, width {config.model.width}, {config.model.num_heads} heads, "
+        f"context {config.model.max_seq_len}, vocabulary {config.model.vocab_size:,}: "
+        f"{count.total / 1e6:.1f}M parameters "
+        f"({count.multiplied / 1e6:.1f}M of them multiplied); data {config.data}",
+        soft_wrap=True,
+    )
+    for reason in record["reasons"]:
+        console.print(f"  - {reason}", soft_wrap=True)
+    console.print()
+    plan = record["plan"]
+    show_table(console, plan_table(config, plan))
+    total = plan["prepare_s"] + sum(stage["train_s"] + stage["other_s"] for stage in plan["stages"])
+    console.print(
+        f"Estimated: {duration(total)} in all, {plan['memory_bytes'] / 1e9:.1f} GB of memory, "
+        f"{plan['disk_bytes'] / 1e9:.1f} GB of disk\n",
+        soft_wrap=True,
+    )
+
+
+class _Stop:
+    """Turns Ctrl-C and SIGTERM into a request that the worker sees between steps; a second one ends at once."""
+
+    def __init__(self, run: Run, display: Display) -> None:
+        self.run, self.display, self.asked = run, display, False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.run.request_stop()
+        self.display.say("stopping: this step is finished and saved first (once more to stop at once)")
+
+
+def train(
+    console: Console,
+    run: Run,
+    config: RunConfig,
+    record: dict[str, Any],
+    scale: Scale,
+    clock: RunClock,
+    sections: Callable[[], list[Table | str]] = list,
+) -> int:
+    """Train the run to its end, its interruption or its cap. Returns the exit code.
+
+    Args:
+        sections: what else belongs into summary and report, asked for when the run has ended.
+    """
+    hardware = Hardware(**{key: value for key, value in record["hardware"].items() if key != "description"})
+    follower = Follower(run.directory, STAGES)
+    follower.skip_existing()
+    run.clear_stop()
+    run.write_status(Status("running"))
+    watch = Watch(run, config.cap_s, clock)
+    with Display(console) as display:
+        stop = _Stop(run, display)
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        display.say("starting Ray")
+
+        def show_and_watch() -> None:
+            for event in follower.poll():
+                display(event)
+            watch.look()
+
+        try:
+            outcome = fit(run, hardware, scale, show_and_watch)
+        except TimeIsUp:
+            outcome = Outcome("done")
+        except UserError as error:
+            outcome = Outcome("user_error", error.message, error.hint)
+        except KeyboardInterrupt:
+            outcome = Outcome("interrupted", "stopped at once")
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    if watch.asked and outcome.state == "interrupted" and not stop.asked:
+        outcome = Outcome("done")
+    if outcome.state == "done":
+        settle(run, config)
+    return _ended(console, run, config, record, outcome, sections)
+
+
+def _ended(
+    console: Console,
+    run: Run,
+    config: RunConfig,
+    record: dict[str, Any],
+    outcome: Outcome,
+    sections: Callable[[], list[Table | str]],
+) -> int:
+    state = {"done": "done", "interrupted": "interrupted"}.get(outcome.state, "failed")
+    last = run.status()
+    run.write_status(replace(last or Status(state), state=state, reason=outcome.message.strip().rpartition("\n")[2]))
+    run.clear_stop()
+    if outcome.state == "user_error":
+        raise UserError(outcome.message, outcome.hint)
+    if outcome.state == "bug":
+        sys.stderr.write(outcome.message)
+        return 1
+    if outcome.state == "interrupted":
+        console.print("interrupted; the same command continues where it stopped")
+        return 130
+    more = sections()
+    write_report(run, more)
+    for section in more:
+        if isinstance(section, Table):
+            show_table(console, section)
+        else:
+            console.print(section, soft_wrap=True)
+    _show_summary(console, run, config, record["plan"])
+    return 0
+
+
+def _show_summary(console: Console, run: Run, config: RunConfig, plan: dict[str, Any]) -> None:
+    console.print()
+    for prompt, text in conversation(run, config.trained_stages):
+        console.print(
+            f"[bold]{'you' if config.trained_stages[-1] != 'base' else 'prompt'}:[/bold] {prompt}\n"
+            f"[bold]nanochat:[/bold] {text}",
+            soft_wrap=True,
+        )
+    console.print()
+    show_table(console, stage_table(run, plan))
+    if scores := score_table(run):
+        show_table(console, scores)
+    script = "python experiments/"
+    console.print(f"Everything is in {run.directory}", soft_wrap=True)
+    if config.trained_stages:
+        console.print(f"Talk to it:  {script}chat.py {run.name}")
+    console.print(f"Report:      {run.report_path}", soft_wrap=True)
+    console.print("Resume:      the same command, whenever it was stopped")
+
+
+def _git_commit() -> str:
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,190 @@
+"""The best model within so many hours: trials as far as they pay, then one training with what they taught.
+
+  python experiments/tune_budget.py --hours 6
+  python experiments/tune_budget.py --hours 0.2 --data tinyworld    # two CPU cores are enough
+  python experiments/tune_budget.py --hours 6 --stages base         # all of it for the base model
+  python experiments/tune_budget.py --hours 6 --plan                what it would try, and nothing else
+
+The hours count from the start of the command, and everything is within them. The same command again goes on from
+where it stopped. Exit codes: 0 done, 2 something for you to change, 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments import cli
+from experiments.budget_search import Asked, BudgetSearch
+from experiments.deadline import TimeIsUp, Watch
+from experiments.ray_train import Scale
+from experiments.session import begin, check_data, named_run, show_plan, train
+from experiments.terminal import make_console, show_table
+from nanochat.clock import RunClock
+from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
+from nanochat.errors import UserError
+from nanochat.files import write_json
+from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.resolve import Request
+from nanochat.report import duration
+from nanochat.run import Run, read_json
+from nanochat.search.policy import Commit, Observation, Trial
+
+MOST_ON_TRIALS = 0.25  # of the cap: later than that, whatever trials do, the final run begins
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
+        prog="tune_budget.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = command.add_argument
+    add("--hours", type=float, required=True, help="wall-clock, from the start of the command")
+    add("--space", default="budget", metavar="NAME_OR_FILE", help="of search_spaces/, or yours (default: budget)")
+    add("--stages", default="base,mid,sft", help="that share the hours (default: base,mid,sft)")
+    add("--data", default=TINYWORLD, help="tinyworld (built in), or a text file or folder, as for run_stage.py")
+    add("--name", default="budget", help="of the run (default: budget)")
+    add("--depth", type=int, help="of the model, if it is not to be searched")
+    add("--max-seq-len", type=int, help="tokens of context")
+    add("--num-workers", type=int, default=1, help="of the final run; on GPUs as many trials at a time (default: 1)")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (default: auto)")
+    add("--fresh-prior", action="store_true", help="forget what earlier searches on this machine and data have seen")
+    add("--seed", type=int, default=0)
+    add("--plan", action="store_true", help="say what would be tried, and stop")
+    add("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
+    return command
+
+
+def main(argv: list[str]) -> int:
+    """Search, train, report. Returns the exit code."""
+    args, console = parser().parse_args(argv), make_console()
+    asked = _asked(args)
+    run = named_run(args.name, args.runs_dir)
+    if args.plan and not run.directory.exists():
+        _show_search(console, BudgetSearch(run, asked, detect_hardware()), 0.0)
+        return 0
+    with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
+        _check_same(run, asked)
+        clock = begin(run)
+        search = BudgetSearch(run, asked, detect_hardware())
+        if not run.exists():
+            _show_search(console, search, clock())
+            if args.plan:
+                return 0
+            config, record = _search(console, search, clock, args.runs_dir)
+            write_json(run.record_path, {"config": to_dict(config), **record})
+        config, record = run.config(), {key: part for key, part in run.record().items() if key != "config"}
+        show_plan(console, run, config, record)
+        return train(console, run, config, record, Scale(args.num_workers), clock, search.sections)
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    stages = tuple(stage.strip() for stage in args.stages.split(",") if stage.strip())
+    problems = [f"there is no stage {stage!r}" for stage in stages if stage not in TRAINED_STAGES]
+    if not problems and "base" not in stages:
+        problems.append("--stages must have base in it, which is what is searched")
+    if not args.hours > 0:
+        problems.append(f"--hours must be positive, not {args.hours:g}")
+    if args.num_workers < 1:
+        problems.append(f"--num-workers must be at least 1, not {args.num_workers}")
+    if problems:
+        raise UserError("; ".join(problems), "try --hours 0.5 --stages base,mid,sft")
+    data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
+    check_data(data)
+    request = Request(
+        data=data,
+        stages=tuple(stage for stage in STAGES if stage in ("tokenizer", *stages)),
+        seed=args.seed,
+        depth=args.depth,
+        max_seq_len=args.max_seq_len,
+        compile=args.compile,
+        num_workers=args.num_workers,
+        hours=args.hours,
+    )
+    return Asked(request, args.space, args.fresh_prior)
+
+
+def _check_same(run: Run, asked: Asked) -> None:
+    """Note what is asked for, or compare it with what was. Raises UserError if a run of that name is another."""
+    path = run.directory / "search" / "asked.json"
+    now = json.loads(json.dumps(asdict(asked)))
+    if not path.exists():
+        if run.exists():
+            raise UserError(f"run {run.name!r} exists and is not a search", "choose another --name")
+        write_json(path, now)
+        return
+    then = read_json(path)
+    different = [key for key in ("space", "fresh_prior") if then.get(key) != now[key]]
+    request = then.get("request") if isinstance(then.get("request"), dict) else {}
+    different += [key for key, value in now["request"].items() if request.get(key) != value and key != "num_workers"]
+    if different:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in different)
+        raise UserError(
+            f"search {run.name!r} exists and was asked for with another {flags}",
+            "repeat its command to go on with it, or give this one another --name",
+        )
+
+
+def _show_search(console: Console, search: BudgetSearch, now_s: float) -> None:
+    """What is about to be done with the hours."""
+    policy, cap_s = search.policy, search.asked.cap_s
+    seconds = policy.final_seconds(now_s)
+    if seconds < 0.2 * cap_s and seconds < 60:
+        raise UserError(
+            f"{search.asked.hours:g} hours are too few: {duration(cap_s - seconds)} go to starting, the later stages "
+            "and the end",
+            "give more --hours, or --stages base",
+        )
+    console.print(f"[bold]Search {search.run.name}[/bold] in {search.run.directory}", soft_wrap=True)
+    console.print(search.hardware.describe())
+    earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
+    console.print(f"Known beforehand: {policy.prior.source}{earlier}", soft_wrap=True)
+    domains = "; ".join(f"{name} {domain.low:g} to {domain.high:g}" for name, domain in search.space.domains.items())
+    console.print(f"Space {search.space.name}: {domains}\n", soft_wrap=True)
+    show_table(console, search.hours_table())
+
+
+def _search(
+    console: Console, search: BudgetSearch, clock: RunClock, runs_dir: Path
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Run trials until the policy commits. Returns the configuration and the record of the final run."""
+    search.prepare(lambda text: console.print(f"[dim]{text}[/dim]"))
+    watch = Watch(search.run, MOST_ON_TRIALS * search.asked.cap_s, clock)
+    decision = search.policy.decide(clock())
+    if not isinstance(decision, Commit):
+        from experiments.ray_tune import Search, run_trials
+
+        search.policy.take_back(decision)
+        trials = Search(search.run, search.policy, clock, search.make_trial, partial(_tell, console, search))
+        try:
+            run_trials(trials, search.hardware, watch.look)
+        except TimeIsUp:
+            console.print("[yellow]warning: the trials take too long; the final run begins[/yellow]")
+        search.run.clear_stop()
+        search.policy.stop_exploring()
+        decision = search.policy.decide(clock())
+        assert isinstance(decision, Commit)
+    return search.commit(decision, clock(), runs_dir)
+
+
+def _tell(console: Console, search: BudgetSearch, trial: Trial, seen: Observation) -> None:
+    """One line a trial."""
+    what = (
+        f"depth {trial.config.depth}, batch {trial.config.total_batch_size:,}, lr_multiplier "
+        f"{trial.config.lr_multiplier:.2g}, {trial.why}"
+    )
+    came = f"[yellow]{seen.error}[/yellow]" if seen.error else f"val_bpb {seen.val_bpb:.4f} on {seen.tokens:,} tokens"
+    seconds = search.policy.final_seconds(search.policy.explored_s)
+    best = search.policy.best(seconds, search.policy.device.final_devices)
+    mean, _ = search.policy.predict(best, best.tokens)
+    number = len(search.policy.observations)
+    console.print(f"trial {number}: {what}: {came}; final now predicted {mean:.3f}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

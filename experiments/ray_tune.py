@@ -2,6 +2,7 @@
 truth."""
 
 import logging
+import os
 import threading
 import time
 import traceback
@@ -70,6 +71,10 @@ class PolicySearcher(Searcher):
         self.search.record()
         self.search.tell(trial, observation)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For Tune's own files, which are never read: the journal is the truth."""
+        return {name: value for name, value in vars(self).items() if name not in ("search", "trials")}
+
     def save(self, checkpoint_path: str) -> None:
         """The journal is kept elsewhere."""
 
@@ -85,7 +90,7 @@ def observed(trial: Trial, result: dict[str, Any]) -> Observation:
         train_s=float(result.get("train_s", trial.budget_s)),
         startup_s=float(result.get("startup_s", 0.0)),
         tokens_per_second=float(result.get("tokens_per_second", 0.0)),
-        val_bpb=result.get("val_bpb"),
+        val_bpb=None if "error" in result else result["val_bpb"],
         error=str(result.get("error", "")),
     )
 
@@ -100,6 +105,7 @@ def run_trials(search: Search, hardware: Hardware, while_waiting: Callable[[], N
     gpus = 1 if hardware.device_type == "cuda" else 0
     slots = search.policy.device.slots
     each = {"cpu": max(hardware.cpu_count // slots, 1), "gpu": gpus}
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose boxes come even at verbose=0
     with cluster(hardware):
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(train_trial, each),
@@ -147,7 +153,8 @@ def train_trial(settings: dict[str, str]) -> None:
     except Exception as error:  # what failed is data for the policy, and told to the user
         memory = is_out_of_memory(error) or "does not fit in memory" in str(error)
         (run.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
-        ray.tune.report({"error": "out_of_memory" if memory else f"{type(error).__name__}: {error}"[:200]})
+        what = "out_of_memory" if memory else f"{type(error).__name__}: {error}".splitlines()[0]
+        ray.tune.report({"error": what, "val_bpb": float("nan")})
         return
     result = run.results()["base"]
     spent_s = time.time() - started

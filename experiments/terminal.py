@@ -103,7 +103,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        (self.bar.console if self.bar else self.console).print(text)
+        (self.bar.console if self.bar else self.console).print(text, soft_wrap=True)
 
     def _start(self, event: StageStarted) -> None:
         self.total, self.recent_s, self.progress, self.val_bpb = event.num_iterations, [], [], float("nan")

@@ -12,6 +12,7 @@ where it stopped. Exit codes: 0 done, 2 something for you to change, 130 interru
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request
 from nanochat.report import duration
 from nanochat.run import Run, read_json
-from nanochat.search.policy import Commit, Observation, Trial
+from nanochat.search.policy import MAX_EXPLORED, Commit, Observation, Trial
 
 MOST_ON_TRIALS = 0.25  # of the cap: later than that, whatever trials do, the final run begins
 
@@ -142,6 +143,13 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float) -> None:
         )
     console.print(f"[bold]Search {search.run.name}[/bold] in {search.run.directory}", soft_wrap=True)
     console.print(search.hardware.describe())
+    console.print(
+        f"{duration(cap_s)} in all: {duration(policy.overheads.reserve_s)} are reserved for later stages, evaluation "
+        f"and report, {duration(policy.overheads.final_s)} for starting; at most {duration(MAX_EXPLORED * cap_s)} go "
+        "to trials, as long as they are worth more than they cost. "
+        f"It ends before {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(time.time() + cap_s - now_s))}.",
+        soft_wrap=True,
+    )
     earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
     console.print(f"Known beforehand: {policy.prior.source}{earlier}", soft_wrap=True)
     domains = "; ".join(f"{name} {domain.low:g} to {domain.high:g}" for name, domain in search.space.domains.items())

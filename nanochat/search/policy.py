@@ -25,7 +25,9 @@ CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
 SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
-RATE_SD, DEPTH_RATE_SD, RATE_NOISE = 0.25, 0.10, 0.03  # of the logarithm of throughput over its estimate
+RATE_SD, DEPTH_RATE_SD, RATE_NOISE = 0.25, 0.06, 0.02  # of the logarithm of throughput over its estimate
+RATE_REACH = 0.1  # of the logarithm of depth, over which depths are alike in that
+SPEED_DEPTHS = 3
 X0 = NAMES.index("x0")
 Array = np.ndarray
 
@@ -216,9 +218,15 @@ class BudgetPolicy:
     def _estimated_rate(self, config: Config) -> float:
         return self.device.tokens_per_second(config.depth, config.total_batch_size)
 
-    def _rate_covariance(self, depths: Array) -> Array:
-        distance = np.log(depths[:, None] / self._rate_depths)
-        return RATE_SD**2 + DEPTH_RATE_SD**2 * np.exp(-0.5 * (distance / 0.3) ** 2)
+    def _rate_covariance(self, depths: Array, others: Array | None = None) -> Array:
+        distance = np.log(depths[:, None] / (self._rate_depths if others is None else others))
+        return RATE_SD**2 + DEPTH_RATE_SD**2 * np.exp(-0.5 * (distance / RATE_REACH) ** 2)
+
+    def _rate_belief(self, depths: Array, others: Array) -> Array:
+        """(n, m): covariance of what is believed of throughputs, after those that were measured."""
+        known = self._rate_covariance(self._rate_depths) + RATE_NOISE**2 * np.eye(len(self._rate_depths))
+        towards = np.linalg.solve(known, self._rate_covariance(others).T)
+        return self._rate_covariance(depths, others) - self._rate_covariance(depths) @ towards
 
     def tokens_per_second(self, depth: int, batch: int) -> float:
         """Of a trial, by all that was measured."""
@@ -306,7 +314,44 @@ class BudgetPolicy:
             cost = self._lowest(seconds - taken_s) - best_now
             if gain - WORTH * cost > worth:
                 worth, chosen = gain - WORTH * cost, package
+        speeds = self._speed_package(seconds, favourite)
+        taken_s = self._seconds(speeds)
+        if speeds and taken_s <= min(allowed_s, 0.5 * seconds) and not any(t.config in failed for t in speeds):
+            cost = self._lowest(seconds - taken_s) - best_now
+            if self._speed_gain(speeds, seconds, rng) - WORTH * cost > worth:
+                return speeds
         return chosen
+
+    def _speed_package(self, seconds: float, favourite: Config) -> list[Trial]:
+        """Short trials of the depths most likely to be best, for their throughput, which none of them has had."""
+        values = self._best_by_depth(seconds)
+        measured = set(self._rate_depths.astype(int).tolist())
+        depths = [depth for depth in sorted(values, key=lambda depth: values[depth]) if depth not in measured]
+        return [
+            self._trial(replace(favourite, depth=depth), SPEED_TRIAL_S, "to measure throughput")
+            for depth in depths[:SPEED_DEPTHS]
+        ]
+
+    def _speed_gain(self, package: list[Trial], seconds: float, rng: np.random.Generator) -> float:
+        """What knowing the throughput of those depths should gain: each then has more or fewer tokens than thought."""
+        now, with_more = (self._best_by_depth(factor * seconds) for factor in (1.0, 1.1))
+        depths = np.array(sorted(now.keys() & with_more.keys()), dtype=float)
+        values = np.array([now[int(depth)] for depth in depths])
+        per_rate = (np.array([with_more[int(depth)] for depth in depths]) - values) / np.log(1.1)
+        asked = np.array([float(trial.config.depth) for trial in package])
+        seen = self._rate_belief(asked, asked) + RATE_NOISE**2 * np.eye(len(asked))
+        towards = np.linalg.solve(seen, self._rate_belief(asked, depths))  # (asked, depths)
+        draws = np.linalg.cholesky(seen) @ rng.standard_normal((len(asked), 4 * SAMPLES))
+        learned = values[:, None] + per_rate[:, None] * (towards.T @ draws)  # (depths, samples)
+        return float((learned[np.argmin(values)] - learned.min(axis=0)).mean())
+
+    def _best_by_depth(self, seconds: float) -> dict[int, float]:
+        """The lowest predicted val_bpb of each depth."""
+        configs = self._grid(seconds, self.device.final_devices)
+        best: dict[int, float] = {}
+        for config, value in zip(configs, self._values(self.fit.theta[None], configs)[0], strict=True):
+            best[config.depth] = min(best.get(config.depth, np.inf), float(value))
+        return best
 
     def _gain(self, thetas: Array, configs: list[Config], favourite: Config) -> float:
         """By how much the final run should be better for knowing, on average over what may be learned."""

@@ -1,0 +1,168 @@
+"""The search as a user runs it: its mistakes, its trials through Ray Tune, and its end within the hours."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, tune_budget
+from experiments.budget_search import Asked, BudgetSearch
+from experiments.ray_tune import Search, run_trials
+from nanochat.clock import start_clock
+from nanochat.planning.hardware import Hardware, detect_hardware
+from nanochat.planning.resolve import Request
+from nanochat.run import Run
+from nanochat.search import policy as policy_module
+from nanochat.search.policy import Commit, Config, Observation, Trial
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+
+
+def search_of(
+    directory: Path, hours: float, hardware: Hardware = CPU, space: str = "budget", **request: object
+) -> BudgetSearch:
+    return BudgetSearch(Run(directory), Asked(Request(hours=hours, **request), space), hardware)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--hours", "0"], "positive"),
+        (["--hours", "0.01"], "too few"),
+        (["--hours", "1", "--stages", "mid,sft"], "must have base"),
+        (["--hours", "1", "--stages", "base,fine"], "no stage 'fine'"),
+        (["--hours", "1", "--space", "bugdet"], "no search space 'bugdet'"),
+        (["--hours", "1", "--space", "nowhere/x.py"], "cannot read"),
+        (["--hours", "1", "--space", "sft"], "about stage sft"),
+        (["--hours", "1", "--data", "nowhere"], "no such file"),
+        (["--hours", "1", "--num-workers", "0"], "at least 1"),
+        (["--hours", "1", "--name", "../x"], "cannot be the name"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_hint(tmp_path, capsys, monkeypatch, options, says):
+    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    assert cli.run(tune_budget.main, [*options, "--runs-dir", str(tmp_path / "runs"), "--plan"]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "hint: " in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_says_what_would_be_tried(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    assert cli.run(tune_budget.main, ["--hours", "6", "--plan", "--runs-dir", str(tmp_path / "runs")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("6 h 00 min in all", "are reserved", "go to trials", "depth 1 to", "What other hours would buy"):
+        assert part in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_hours_are_predicted_to_buy_a_better_model(tmp_path):
+    for hours in (0.1, 1.0, 10.0):
+        rows = search_of(tmp_path / "r", hours).hours_table().rows
+        predicted = [float(row[-1].split()[0]) for row in rows]
+        assert predicted == sorted(predicted, reverse=True)
+
+
+def test_a_given_depth_is_kept_and_a_batch_space_varies_the_batch(tmp_path):
+    assert search_of(tmp_path / "r", 1.0, depth=3).policy.best(600).depth == 3
+    fixed = search_of(tmp_path / "r", 1.0, space="batch")
+    assert {config.depth for config in fixed.policy._grid(600, 1.0)} == {fixed.template.model.depth}
+
+
+def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkeypatch):
+    run = Run(tmp_path / "runs" / "budget")
+    tune_budget._check_same(run, Asked(Request(hours=1.0, seed=3), "budget"))
+    tune_budget._check_same(run, Asked(Request(hours=1.0, seed=3, num_workers=2), "budget"))
+    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    assert cli.run(tune_budget.main, ["--hours", "2", "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "--seed, --hours" in capsys.readouterr().err
+
+
+def test_what_a_search_saw_is_the_next_ones_prior(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
+    first = search_of(tmp_path / "a", 1.0, data="words.txt")
+    config = Config(2, 4096, 5.0, 1000)
+    rate = first.policy.tokens_per_second(2, 4096)
+    first.policy.observe(Observation(config, config.tokens, 100.0, 20.0, rate / 2, 1.7))
+    first.policy.observe(Observation(config, 0, 100.0, 20.0, 0.0, None, "the worker died"))
+    first.remember()
+    second = search_of(tmp_path / "b", 1.0, data="words.txt")
+    assert second.policy.predict(config, config.tokens)[0] == pytest.approx(1.7, abs=0.03)
+    assert second.policy.tokens_per_second(2, 4096) == pytest.approx(rate / 2, rel=0.05)
+    assert second.policy.explored_s == 0
+    fresh = BudgetSearch(Run(tmp_path / "c"), replace(second.asked, fresh_prior=True), CPU)
+    elsewhere = search_of(tmp_path / "d", 1.0, data="other.txt")
+    for other in (fresh, elsewhere):
+        assert other.policy.predict(config, config.tokens)[0] != pytest.approx(1.7, abs=0.03)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_trials_go_through_tune_and_what_fails_is_data(tmp_path, cache, monkeypatch):
+    """Three real trials in Ray's processes: one is trained, one finds its configuration broken, one is trained after
+    it; each is in the journal before the next, and a search taken up again repeats none."""
+    monkeypatch.setattr(policy_module, "CAP_IN_TRIALS", 0.0)
+    hardware = detect_hardware()
+    search = search_of(tmp_path / "r", 1.0, hardware, max_seq_len=128, compile="off", depth=1,
+                       assignments=("tokenizer.vocab_size=512", "tokenizer.max_chars=300000"))  # fmt: skip
+    search.prepare(lambda text: None)
+    configs = [Config(1, 512, 5.0, 40), Config(1, 512, 2.5, 40), Config(1, 1024, 5.0, 40)]
+    search.policy._pending = [Trial(config, 3.0, "to see") for config in configs]
+    monkeypatch.setattr(policy_module, "MAX_EXPLORED", 0.0)  # nothing after these
+    clock = start_clock(search.run.clock_path, time.time())
+    told: list[Observation] = []
+    journals = []
+
+    def tell(trial: Trial, seen: Observation) -> None:
+        told.append(seen)
+        journals.append(json.loads((search.run.directory / "search" / "policy.json").read_text()))
+
+    def make_trial(trial: Trial, directory: Path) -> Run:
+        run = search.make_trial(trial, directory)
+        if trial.config == configs[1]:
+            run.record_path.write_text("{}")
+        return run
+
+    run_trials(Search(search.run, search.policy, clock, make_trial, tell), hardware, lambda: None)
+    assert [seen.config for seen in told] == configs
+    assert [bool(seen.error) for seen in told] == [False, True, False]
+    for seen in (told[0], told[2]):
+        assert seen.tokens == seen.config.tokens
+        assert 1.0 < seen.val_bpb < 4.0
+        assert seen.tokens_per_second > 100
+        assert 0 < seen.startup_s < 60
+    assert [len(journal["observations"]) for journal in journals] == [1, 2, 3]
+    assert isinstance(search.policy.decide(clock()), Commit)
+    assert not list((search.run.directory / "search").rglob("*.safetensors"))
+    again = search_of(tmp_path / "r", 1.0, hardware, max_seq_len=128, compile="off", depth=1)
+    assert again.policy.observations == search.policy.observations
+    assert isinstance(again.policy.decide(clock()), Commit)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_search_ends_within_its_hours_with_a_model_and_its_evidence(tmp_path, cache):
+    hours = 75 / 3600
+    command = [sys.executable, tune_budget.__file__, "--hours", str(hours), "--stages", "base", "--compile", "off",
+               "--max-seq-len", "128", "--runs-dir", str(tmp_path)]  # fmt: skip
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert seconds < 3600 * hours
+    run = Run(tmp_path / "budget")
+    assert run.results()["base"]["iterations"] > 20
+    report = run.report_path.read_text()
+    for part in ("Chosen: depth", "Predicted val_bpb", "achieved", "The law", "Where the time went", "other hours"):
+        assert part in report
+        assert part in done.stdout.replace("\n", " ")
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+

@@ -39,6 +39,7 @@ FINAL_START_S = {"cpu": 16.0, "cuda": 30.0}  # Ray Train and the same
 EVALUATION_S = {"cpu": 3.0, "cuda": 5.0}
 TRIAL_OVERTIME = 1.5  # a trial that takes so many times its budget is ended by its clock
 INTERVAL = 1.645  # standard deviations to either side that hold nine of ten
+MAX_REMEMBERED = 500  # trainings of all earlier searches
 DATA_SPARE = 1.5  # text prepared, over what the first choice would go through
 
 
@@ -175,13 +176,20 @@ class BudgetSearch:
         """Make what all trials share: the tokenizer, and token shards for the longest training there may be."""
         say("making the data" if self.asked.request.data == TINYWORLD else f"reading {self.asked.request.data}")
         sources = open_sources(self.asked.request.data, cache_directory())
-        longest = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
-        self.template = replace(self.template, train_tokens=max(int(DATA_SPARE * longest.tokens), 1_000_000))
+        self.template = replace(self.template, train_tokens=self._train_tokens())
         tokenizer = prepare_tokenizer(self.run, self.template, sources, say)
         say("tokenising for base")
         train = prepare_stage("base", self.template, sources, tokenizer, cache_directory()).train
         enough = train.num_tokens >= (self.template.train_tokens or 0) and self.asked.request.data != TINYWORLD
         self.policy = self._policy(float("inf") if enough else float(train.num_tokens))
+
+    def _train_tokens(self) -> int:
+        """How much text to prepare: decided once, so that all trials and the final run find the same shards."""
+        path = self.run.directory / "search" / "data.json"
+        if not path.exists():
+            longest = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
+            write_json(path, {"train_tokens": max(int(DATA_SPARE * longest.tokens), 1_000_000)})
+        return int(json.loads(path.read_text(encoding="utf-8"))["train_tokens"])
 
     # --- choices become runs ----------------------------------------------------------------------------------------
 
@@ -250,8 +258,9 @@ class BudgetSearch:
         """Keep what this search saw, its final run included, for the next one."""
         seen = [each for each in self.policy.observations if not each.error]
         final = self._final()
-        kept = [asdict(each) for each in (*self._remembered(), *seen, *([final] if final else []))]
-        write_json(self._memory, kept[-500:])
+        kept = [*self._remembered(), *seen, *([final] if final else [])]
+        once = {json.dumps(asdict(each), sort_keys=True): asdict(each) for each in kept}
+        write_json(self._memory, list(once.values())[-MAX_REMEMBERED:])
 
     def _committed(self) -> dict[str, Any]:
         return json.loads((self.run.directory / "search" / "commit.json").read_text(encoding="utf-8"))

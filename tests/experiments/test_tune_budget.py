@@ -1,6 +1,7 @@
 """The search as a user runs it: its mistakes, its trials through Ray Tune, and its end within the hours."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from experiments import cli, tune_budget
 from experiments.budget_search import Asked, BudgetSearch
+from experiments.faults import VARIABLE, Fault, struck, write_plan
 from experiments.ray_tune import Search, run_trials
 from nanochat.clock import start_clock
 from nanochat.planning.hardware import Hardware, detect_hardware
@@ -92,9 +94,11 @@ def test_what_a_search_saw_is_the_next_ones_prior(tmp_path, monkeypatch):
     first.policy.observe(Observation(config, config.tokens, 100.0, 20.0, rate / 2, 1.7))
     first.policy.observe(Observation(config, 0, 100.0, 20.0, 0.0, None, "the worker died"))
     first.remember()
+    first.remember()  # the command of a finished search, repeated
     second = search_of(tmp_path / "b", 1.0, data="words.txt")
     assert second.policy.predict(config, config.tokens)[0] == pytest.approx(1.7, abs=0.03)
     assert second.policy.tokens_per_second(2, 4096) == pytest.approx(rate / 2, rel=0.05)
+    assert len(second.policy.remembered) == 1
     assert second.policy.explored_s == 0
     fresh = BudgetSearch(Run(tmp_path / "c"), replace(second.asked, fresh_prior=True), CPU)
     elsewhere = search_of(tmp_path / "d", 1.0, data="other.txt")
@@ -147,15 +151,18 @@ def test_trials_go_through_tune_and_what_fails_is_data(tmp_path, cache, monkeypa
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
-def test_a_search_ends_within_its_hours_with_a_model_and_its_evidence(tmp_path, cache):
-    hours = 75 / 3600
+def test_a_search_whose_worker_is_killed_ends_within_its_hours_with_a_model_and_its_evidence(tmp_path, cache):
+    hours, plan = 80 / 3600, tmp_path / "faults.json"
+    write_plan(plan, [Fault("update", "worker", 12)])
     command = [sys.executable, tune_budget.__file__, "--hours", str(hours), "--stages", "base", "--compile", "off",
                "--max-seq-len", "128", "--runs-dir", str(tmp_path)]  # fmt: skip
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    faulty = {**os.environ, VARIABLE: str(plan)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=faulty)
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stdout + done.stderr
     assert seconds < 3600 * hours
+    assert struck(plan)
     run = Run(tmp_path / "budget")
     assert run.results()["base"]["iterations"] > 20
     report = run.report_path.read_text()

@@ -25,7 +25,12 @@ QUIET = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }
 REACHABLE_S = 5.0
-OWN = {"RAY_AUTH_MODE": "disabled"}  # of a cluster that is bound to this machine
+OWN = {  # of a cluster that is bound to this machine
+    "RAY_AUTH_MODE": "disabled",
+    # No such server, and nobody else's is to be asked: what Ray Train's watch over placement groups then reports is
+    # that it cannot know, where with two clusters on a machine it would fail, or ask the wrong one.
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+}
 
 
 @contextmanager

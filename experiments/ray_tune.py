@@ -157,6 +157,9 @@ def train_trial(settings: dict[str, str]) -> None:
         ray.tune.report({"error": what, "val_bpb": float("nan")})
         return
     result = run.results()["base"]
+    if result["tokens_per_second"] == 0:  # too few steps for it to be known
+        ray.tune.report({"error": "its time was up before it had trained", "val_bpb": float("nan")})
+        return
     spent_s = time.time() - started
     ray.tune.report(
         {

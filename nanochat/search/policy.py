@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.search.law import NAMES, Fit, Points, Prior, fit, predict
+from nanochat.search.rates import Rates
 from nanochat.search.space import Domain, Space
 
 MIN_STEPS = 600  # of the final run, unless the space says otherwise; fewer lose at every cap
@@ -25,8 +26,6 @@ CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
 SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
-RATE_SD, DEPTH_RATE_SD, RATE_NOISE = 0.25, 0.06, 0.02  # of the logarithm of throughput over its estimate
-RATE_REACH = 0.1  # of the logarithm of depth, over which depths are alike in that
 SPEED_DEPTHS = 3
 X0 = NAMES.index("x0")
 Array = np.ndarray
@@ -199,41 +198,19 @@ class BudgetPolicy:
     # --- what is believed -------------------------------------------------------------------------------------------
 
     def _refit(self) -> None:
-        good = [seen for seen in (*self.remembered, *self.observations) if seen.val_bpb is not None]
+        good = [seen for seen in (*self.remembered, *self.observations) if seen.val_bpb is not None and seen.tokens > 0]
         points = self._points([seen.config for seen in good], [seen.tokens for seen in good]) if good else None
         self.fit: Fit = fit(self.prior, points, np.array([seen.val_bpb for seen in good]), self.unique_tokens)
-        self._learn_rates()
+        measured = [(seen.config.depth, seen.config.total_batch_size, seen.tokens_per_second)
+                    for seen in (*self.remembered, *self.observations) if seen.tokens_per_second > 0]  # fmt: skip
+        self._rates = Rates(self.device.tokens_per_second, measured)
         too_large = [seen.config.depth for seen in self.observations if seen.error == "out_of_memory"]
         self.depths = [depth for depth in map(int, self.space["depth"].values()) if depth < min(too_large, default=999)]
         self.depths = self.depths or [int(self.space["depth"].low)]
 
-    def _learn_rates(self) -> None:
-        """Throughput over its estimate, in logarithms: one error in common, and one that depths alike share."""
-        measured = [seen for seen in (*self.remembered, *self.observations) if seen.tokens_per_second > 0]
-        self._rate_depths = np.array([seen.config.depth for seen in measured], dtype=float)
-        ratios = np.array([np.log(seen.tokens_per_second / self._estimated_rate(seen.config)) for seen in measured])
-        covariance = self._rate_covariance(self._rate_depths) + RATE_NOISE**2 * np.eye(len(measured))
-        self._rate_weights = np.linalg.solve(covariance, ratios) if measured else np.zeros(0)
-
-    def _estimated_rate(self, config: Config) -> float:
-        return self.device.tokens_per_second(config.depth, config.total_batch_size)
-
-    def _rate_covariance(self, depths: Array, others: Array | None = None) -> Array:
-        distance = np.log(depths[:, None] / (self._rate_depths if others is None else others))
-        return RATE_SD**2 + DEPTH_RATE_SD**2 * np.exp(-0.5 * (distance / RATE_REACH) ** 2)
-
-    def _rate_belief(self, depths: Array, others: Array) -> Array:
-        """(n, m): covariance of what is believed of throughputs, after those that were measured."""
-        known = self._rate_covariance(self._rate_depths) + RATE_NOISE**2 * np.eye(len(self._rate_depths))
-        towards = np.linalg.solve(known, self._rate_covariance(others).T)
-        return self._rate_covariance(depths, others) - self._rate_covariance(depths) @ towards
-
     def tokens_per_second(self, depth: int, batch: int) -> float:
         """Of a trial, by all that was measured."""
-        correction = 0.0
-        if len(self._rate_depths):
-            correction = float((self._rate_covariance(np.array([float(depth)])) @ self._rate_weights)[0])
-        return self.device.tokens_per_second(depth, batch) * float(np.exp(correction))
+        return self._rates.tokens_per_second(depth, batch)
 
     def _points(self, configs: Iterable[Config], tokens: Iterable[float]) -> Points:
         return Points.of(
@@ -325,7 +302,7 @@ class BudgetPolicy:
     def _speed_package(self, seconds: float, favourite: Config) -> list[Trial]:
         """Short trials of the depths most likely to be best, for their throughput, which none of them has had."""
         values = self._best_by_depth(seconds)
-        measured = set(self._rate_depths.astype(int).tolist())
+        measured = set(self._rates.measured_depths.astype(int).tolist())
         depths = [depth for depth in sorted(values, key=lambda depth: values[depth]) if depth not in measured]
         return [
             self._trial(replace(favourite, depth=depth), SPEED_TRIAL_S, "to measure throughput")
@@ -339,10 +316,8 @@ class BudgetPolicy:
         values = np.array([now[int(depth)] for depth in depths])
         per_rate = (np.array([with_more[int(depth)] for depth in depths]) - values) / np.log(1.1)
         asked = np.array([float(trial.config.depth) for trial in package])
-        seen = self._rate_belief(asked, asked) + RATE_NOISE**2 * np.eye(len(asked))
-        towards = np.linalg.solve(seen, self._rate_belief(asked, depths))  # (asked, depths)
-        draws = np.linalg.cholesky(seen) @ rng.standard_normal((len(asked), 4 * SAMPLES))
-        learned = values[:, None] + per_rate[:, None] * (towards.T @ draws)  # (depths, samples)
+        errors = self._rates.learned(asked, depths, 4 * SAMPLES, rng)
+        learned = values[:, None] + per_rate[:, None] * errors  # (depths, samples)
         return float((learned[np.argmin(values)] - learned.min(axis=0)).mean())
 
     def _best_by_depth(self, seconds: float) -> dict[int, float]:

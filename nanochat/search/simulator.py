@@ -12,6 +12,7 @@ from nanochat.search.space import Space
 FEATURES = 64
 RATE_ERROR, DEPTH_RATE_ERROR, RUN_RATE_ERROR = 0.15, 0.05, 0.01  # of the logarithm of throughput
 DEPTH_LUCK = 0.001  # of one depth, unlike its neighbours
+WARM_UP_TRIALS, NEW_PLACE = 4, 0.25  # of the sampler that prefers what did well
 Array = np.ndarray
 
 
@@ -220,10 +221,10 @@ def proxies(world: World, space: Space, cap_s: float, seed: int, trials: int = 1
         trials, length = 2, max(0.125 * cap_s - overheads.fresh_s - overheads.evaluation_s, 1.0)
     seen: list[tuple[float, Config]] = []
     for number in range(trials):
-        config = _random(world, space, length, rng)
-        if number >= 4:
-            config = min((_near(world, space, length, rng, sorted(seen, key=lambda s: s[0])[0][1]), config),
-                         key=lambda c: rng.random() + (c is config))  # fmt: skip
+        if number < WARM_UP_TRIALS or rng.random() < NEW_PLACE:
+            config = _random(world, space, length, rng)
+        else:
+            config = _near(world, space, length, rng, min(seen, key=lambda pair: pair[0])[1])
         seen.append((world.train(config, length)[1], config))
     best = min(seen, key=lambda pair: pair[0])[1]
     final = replace(best, num_iterations=max(int(rest * world.rate(best) / best.total_batch_size), 1))
@@ -244,8 +245,8 @@ def _near(world: World, space: Space, seconds: float, rng: np.random.Generator, 
 def ladder(world: World, space: Space, cap_s: float, seed: int) -> float:
     """A fifth of the cap on a ladder of small compute-optimal runs, whose best ratio of tokens to parameters is then
     used for the rest."""
-    rng, overheads = np.random.default_rng([seed, 5]), world.machine.overheads
-    del rng
+    del seed
+    overheads = world.machine.overheads
     rest = 0.8 * cap_s - overheads.final_s - overheads.reserve_s
     length = max(0.2 * cap_s / 4 - overheads.fresh_s - overheads.evaluation_s, 1.0)
     results = []

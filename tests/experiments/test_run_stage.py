@@ -80,10 +80,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+ANOTHER_RAY = """
+from experiments.cluster import cluster
+from nanochat.planning.hardware import detect_hardware
+with cluster(detect_hardware()):
+    print("up", flush=True)
+    input()
+"""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(runs: Path) -> subprocess.CompletedProcess[str]:
-    """One whole small run, which several tests look at."""
-    done = run_stage(runs, "whole", *TINY)
+    """One whole small run, which several tests look at, on a machine where another Ray runs too."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ANOTHER_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as other:
+        assert other.stdout.readline() == "up\n"
+        done = run_stage(runs, "whole", *TINY)
+        other.communicate("\n")
     assert done.returncode == 0, done.stderr
     return done
 

@@ -117,7 +117,7 @@ def test_trials_go_through_tune_and_what_fails_is_data(tmp_path, cache, monkeypa
                        assignments=("tokenizer.vocab_size=512", "tokenizer.max_chars=300000"))  # fmt: skip
     search.prepare(lambda text: None)
     configs = [Config(1, 512, 5.0, 40), Config(1, 512, 2.5, 40), Config(1, 1024, 5.0, 40)]
-    search.policy._pending = [Trial(config, 3.0, "to see") for config in configs]
+    search.policy._pending = [Trial(config, 30.0, "to see") for config in configs]
     monkeypatch.setattr(policy_module, "MAX_EXPLORED", 0.0)  # nothing after these
     clock = start_clock(search.run.clock_path, time.time())
     told: list[Observation] = []

@@ -3,6 +3,7 @@ what it reports in the end."""
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from experiments.session import new_record
-from nanochat.config import TINYWORLD, RunConfig
+from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
-from nanochat.planning.deadlines import CLOSING_S, stage_tail_s
-from nanochat.planning.estimate import COMPILE_S, step_seconds, train_memory_bytes
+from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
+from nanochat.planning.estimate import COMPILE_S, estimate, step_seconds, train_memory_bytes
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
@@ -51,6 +52,7 @@ class Asked:
     """With its hours; depth, batch and learning rate are the search's unless given."""
     space: str
     fresh_prior: bool = False
+    policy: str = "budget"
 
     @property
     def hours(self) -> float:
@@ -79,8 +81,7 @@ class BudgetSearch:
         if self.hardware.device_type == "cpu":
             mode = next((name for hours, name in CPU_TEMPLATES if self.asked.hours <= hours), "medium")
         self.request = replace(self.asked.request, mode=mode)
-        compiler = shutil.which("g++") or shutil.which("clang++")
-        return resolve(replace(self.request, hours=None), self.hardware, compiler=compiler).config
+        return resolve(replace(self.request, hours=None), self.hardware, compiler=_compiler()).config
 
     def _fitted_space(self) -> Space:
         """The space that was asked for, cut to what can be trained here."""
@@ -152,8 +153,8 @@ class BudgetSearch:
         )
         if not self.asked.fresh_prior:
             policy.recall(self._remembered())
-        if self._journal.exists():
-            policy.load_state_dict(json.loads(self._journal.read_text(encoding="utf-8")))
+        if self.journal.exists():
+            policy.load_state_dict(json.loads(self.journal.read_text(encoding="utf-8")))
         return policy
 
     def _reserve_s(self) -> float:
@@ -167,7 +168,8 @@ class BudgetSearch:
         return CLOSING_S[on] + tail_s + later * (self.asked.cap_s - CLOSING_S[on] - FINAL_START_S[on])
 
     @property
-    def _journal(self) -> Path:
+    def journal(self) -> Path:
+        """All that was decided and observed."""
         return self.run.directory / "search" / "policy.json"
 
     # --- data -------------------------------------------------------------------------------------------------------
@@ -195,22 +197,23 @@ class BudgetSearch:
 
     def make_trial(self, trial: Trial, directory: Path) -> Run:
         """A run of the base stage alone, which saves nothing."""
-        request = replace(self._request(trial.config), stages=("base",), hours=None, num_workers=1,
-                          num_iterations=trial.config.num_iterations)  # fmt: skip
-        config = resolve(request, self.hardware, compiler=shutil.which("g++")).config
-        steps = trial.config.num_iterations
-        overheads = self.policy.overheads
-        base = replace(
-            config.base,
-            eval_every=steps,
-            checkpoint_every=steps,
-            eval_tokens=EVAL_TOKENS[self.hardware.device_type],
-            deadline_s=overheads.fresh_s + TRIAL_OVERTIME * trial.budget_s + overheads.evaluation_s,
-        )
-        config = replace(config, base=base, keep_checkpoints=0, train_tokens=self.template.train_tokens)
-        run = create(directory, config, {"hardware": asdict(self.hardware)})
-        shutil.copytree(self.run.tokenizer_directory, run.tokenizer_directory, dirs_exist_ok=True)
-        return run
+        steps, overheads = trial.config.num_iterations, self.policy.overheads
+        config = self.trial_config(trial.config, num_iterations=steps)
+        deadline_s = overheads.fresh_s + TRIAL_OVERTIME * trial.budget_s + overheads.evaluation_s
+        base = replace(config.base, eval_every=steps, checkpoint_every=steps, deadline_s=deadline_s)
+        return self.create_trial(directory, replace(config, base=base, keep_checkpoints=0))
+
+    def trial_config(self, chosen: Config, **request: Any) -> RunConfig:
+        """Of a training of the base stage alone, on one device."""
+        asked = replace(self._request(chosen), stages=("base",), hours=None, num_workers=1, **request)
+        config = resolve(asked, self.hardware, compiler=_compiler()).config
+        base = replace(config.base, eval_tokens=EVAL_TOKENS[self.hardware.device_type])
+        return replace(config, base=base, train_tokens=self.template.train_tokens)
+
+    def create_trial(self, directory: Path, config: RunConfig, **record: Any) -> Run:
+        """The run of a trial, with this search's tokenizer."""
+        shutil.copytree(self.run.tokenizer_directory, Run(directory).tokenizer_directory, dirs_exist_ok=True)
+        return create(directory, config, {"hardware": asdict(self.hardware), **record})
 
     def _request(self, config: Config) -> Request:
         settings = {name: int(value) for name, value in config.settings.items()}
@@ -219,24 +222,43 @@ class BudgetSearch:
 
     def commit(self, decision: Commit, now_s: float, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The configuration and the record of the final run."""
+        compile_s = COMPILE_S[self.hardware.device_type] if self.template.compile else 0.0
         mean, sd = self.policy.predict(decision.config, decision.config.tokens)
-        write_json(
-            self.run.directory / "search" / "commit.json",
-            {"config": asdict(decision.config), "budget_s": decision.budget_s, "why": decision.why, "at_s": now_s,
-             "predicted": mean, "sd": sd},
+        return self._final_run(
+            decision.config, decision.why, now_s, now_s + self.policy.overheads.final_s - compile_s, runs_dir,
+            predicted=mean, sd=sd,
         )  # fmt: skip
-        spent_s = now_s + self.policy.overheads.final_s - (COMPILE_S[self.hardware.device_type] if
-                                                           self.template.compile else 0.0)  # fmt: skip
-        config, record = new_record(self._request(decision.config), runs_dir, self.hardware, spent_s)
+
+    def adopt(
+        self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
+    ) -> tuple[RunConfig, dict[str, Any]]:
+        """The configuration and the record of the run that takes a trial's base model over and goes on from there."""
+        config, record = self._final_run(chosen, why, now_s, now_s, runs_dir)
+        later = tuple(stage for stage in config.stages if stage != "base")
+        if any(stage in TRAINED_STAGES for stage in later):
+            begin_s = now_s + FINAL_START_S[self.hardware.device_type]
+            rest = with_deadlines(replace(config, stages=later), self.asked.cap_s, self.hardware,
+                                  self.asked.request.num_workers, begin_s)  # fmt: skip
+            config = replace(config, mid=rest.mid, sft=rest.sft)
+        iterations = trial.results()["base"]["iterations"]
+        config = replace(config, base=replace(trial.config().base, num_iterations=iterations, deadline_s=None))
+        if not (self.run.directory / "base").exists():
+            os.rename(trial.directory / "base", self.run.directory / "base")
+        return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
+
+    def _final_run(
+        self, chosen: Config, why: str, now_s: float, begin_s: float, runs_dir: Path, **predicted: float
+    ) -> tuple[RunConfig, dict[str, Any]]:
+        choice = {"config": asdict(chosen), "why": why, "at_s": now_s, **predicted}
+        write_json(self.run.directory / "search" / "commit.json", choice)
+        config, record = new_record(self._request(chosen), runs_dir, self.hardware, begin_s)
         base = replace(config.base, eval_tokens=EVAL_TOKENS[self.hardware.device_type])
         config = replace(config, base=base, train_tokens=self.template.train_tokens)
-        chosen = decision.config
-        record["reasons"] = [
+        reason = (
             f"depth {chosen.depth}, total_batch_size {chosen.total_batch_size:,}, lr_multiplier "
-            f"{chosen.lr_multiplier:.2g}: {decision.why}",
-            *record["reasons"],
-        ]
-        return config, record
+            f"{chosen.lr_multiplier:.2g}: {why}"
+        )
+        return config, {**record, "reasons": [reason, *record["reasons"]]}
 
     # --- what is remembered -----------------------------------------------------------------------------------------
 
@@ -295,12 +317,17 @@ class BudgetSearch:
 
     def _verdict(self, final: Observation | None) -> str:
         committed = self._committed()
-        config, low = committed["config"], committed["predicted"] - INTERVAL * committed["sd"]
-        high = committed["predicted"] + INTERVAL * committed["sd"]
+        config = committed["config"]
         text = (
             f"Chosen: depth {config['depth']}, total_batch_size {config['total_batch_size']:,}, lr_multiplier "
-            f"{config['lr_multiplier']:.2g}: {committed['why']}.\n\nPredicted val_bpb of the base stage "
-            f"{committed['predicted']:.3f} (nine in ten: {low:.3f} to {high:.3f})"
+            f"{config['lr_multiplier']:.2g}: {committed['why']}."
+        )
+        if "predicted" not in committed:
+            return text
+        low, high = (committed["predicted"] + sign * INTERVAL * committed["sd"] for sign in (-1, 1))
+        text += (
+            f"\n\nPredicted val_bpb of the base stage {committed['predicted']:.3f} (nine in ten: {low:.3f} to "
+            f"{high:.3f})"
         )
         if final is None or final.val_bpb is None:
             return text + "; it was not reached."
@@ -339,3 +366,7 @@ class BudgetSearch:
             rows.append((f"{factor * self.asked.hours:g}", str(config.depth), f"{config.total_batch_size:,}",
                          f"{config.tokens:,}", f"{mean:.3f} ({mean - INTERVAL * sd:.3f} to {mean + INTERVAL * sd:.3f})"))  # fmt: skip  # noqa: E501
         return Table("What other hours would buy (estimates)", ("hours", "depth", "batch", "tokens", "val_bpb"), tuple(rows))  # noqa: E501
+
+
+def _compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("clang++")

@@ -2,6 +2,7 @@
 truth."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from ray.tune.search import Searcher
 
 from experiments.cluster import cluster
 from nanochat.clock import start_clock
+from nanochat.events import JsonlSink, Sink
 from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run
@@ -33,8 +35,8 @@ class Search:
     clock: Callable[[], float]
     make_trial: Callable[[Trial, Path], Run]
     """Writes the configuration of a trial's run into a directory."""
-    tell: Callable[[Trial, Observation], None]
-    """Called with what came of each trial."""
+    tell: Callable[[Observation, str], None]
+    """Called with what came of each trial, and why it was made."""
 
     @property
     def journal(self) -> Path:
@@ -69,7 +71,7 @@ class PolicySearcher(Searcher):
         observation = observed(trial, result if result and not error else {"error": "the worker died"})
         self.search.policy.observe(observation)
         self.search.record()
-        self.search.tell(trial, observation)
+        self.search.tell(observation, trial.why)
 
     def __getstate__(self) -> dict[str, Any]:
         """For Tune's own files, which are never read: the journal is the truth."""
@@ -96,24 +98,39 @@ def observed(trial: Trial, result: dict[str, Any]) -> Observation:
 
 
 def run_trials(search: Search, hardware: Hardware, while_waiting: Callable[[], None]) -> None:
-    """Train the trials that the policy asks for, until it commits. `while_waiting` is called ten times a second.
+    """Train the trials that the policy asks for, until it commits. Other arguments and errors as `tune`."""
+    slots = search.policy.device.slots
+    searcher = ray.tune.TuneConfig(
+        search_alg=PolicySearcher(search), num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
+    )
+    tune(train_trial, {}, searcher, search.run, hardware, slots, while_waiting)
+
+
+def tune(
+    trainable: Callable[[dict[str, Any]], None],
+    param_space: dict[str, Any],
+    how: ray.tune.TuneConfig,
+    run: Run,
+    hardware: Hardware,
+    slots: int,
+    while_waiting: Callable[[], None],
+) -> None:
+    """Let Tune train trials, `slots` at a time, each on a device of its own. `while_waiting` is called ten times a
+    second, and what it raises ends it all.
 
     Raises:
         Exception: whatever Tune raised.
     """
     failures: list[BaseException] = []
-    gpus = 1 if hardware.device_type == "cuda" else 0
-    slots = search.policy.device.slots
-    each = {"cpu": max(hardware.cpu_count // slots, 1), "gpu": gpus}
+    each = {"cpu": max(hardware.cpu_count // slots, 1), "gpu": 1 if hardware.device_type == "cuda" else 0}
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose boxes come even at verbose=0
     with cluster(hardware):
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(train_trial, each),
-            tune_config=ray.tune.TuneConfig(
-                search_alg=PolicySearcher(search), num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
-            ),
+            ray.tune.with_resources(trainable, each),
+            param_space=param_space,
+            tune_config=how,
             run_config=ray.tune.RunConfig(
-                name="trials", storage_path=str(search.run.directory / "ray"), verbose=0,
+                name="trials", storage_path=str(run.directory / "ray"), verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip
@@ -135,40 +152,43 @@ def run_trials(search: Search, hardware: Hardware, while_waiting: Callable[[], N
 
 def train_trial(settings: dict[str, str]) -> None:
     """What a trial's worker runs: the pipeline, on a run of its own that saves nothing."""
+    started = time.time()
+    run = Run(Path(settings["run"]))
+    start_clock(run.clock_path, started)
+    ray.tune.report(trained(run, started, JsonlSink(run.directory)))
+
+
+def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
+    """Train a run in this process. Returns its figures, or the "error": what failed is data for who decides, and told
+    to the user.
+
+    Args:
+        started: when this process began with it, in seconds since the epoch.
+    """
     import torch
 
-    from nanochat.events import JsonlSink
     from nanochat.training.loop import is_out_of_memory
     from nanochat.training.pipeline import run_pipeline
     from nanochat.workers import Workers
 
-    started = time.time()
     logging.getLogger("rustbpe").setLevel(logging.WARNING)
     torch.compiler.reset()  # a process that has trained other trials holds their graphs
-    run = Run(Path(settings["run"]))
-    start_clock(run.clock_path, started)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        run_pipeline(run, Workers(device=device), JsonlSink(run.directory), run.stop_requested)
-    except Exception as error:  # what failed is data for the policy, and told to the user
+        run_pipeline(run, Workers(device=device), emit, run.stop_requested)
+    except Exception as error:
         memory = is_out_of_memory(error) or "does not fit in memory" in str(error)
         (run.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
         what = "out_of_memory" if memory else f"{type(error).__name__}: {error}".splitlines()[0]
-        ray.tune.report({"error": what, "val_bpb": float("nan")})
-        return
+        return {"error": what, "val_bpb": math.inf}
     result = run.results()["base"]
     if result["tokens_per_second"] == 0:  # too few steps for it to be known
-        ray.tune.report({"error": "its time was up before it had trained", "val_bpb": float("nan")})
-        return
+        return {"error": "its time was up before it had trained", "val_bpb": math.inf}
     spent_s = time.time() - started
-    ray.tune.report(
-        {
-            "tokens": result["tokens"],
-            "train_s": result["train_s"] - result["first_step_s"],
-            "startup_s": max(spent_s - result["train_s"] + result["first_step_s"] - result["evaluation_s"], 0.0),
-            "tokens_per_second": result["tokens_per_second"],
-            "val_bpb": result["val_bpb"],
-        }
-    )
-
-
+    return {
+        "tokens": result["tokens"],
+        "train_s": result["train_s"] - result["first_step_s"],
+        "startup_s": max(spent_s - result["train_s"] + result["first_step_s"] - result["evaluation_s"], 0.0),
+        "tokens_per_second": result["tokens_per_second"],
+        "val_bpb": result["val_bpb"],
+    }

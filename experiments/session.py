@@ -186,7 +186,6 @@ def train(
     with Display(console) as display:
         stop = _Stop(run, display)
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        display.say("starting Ray")
 
         def show_and_watch() -> None:
             for event in follower.poll():
@@ -194,7 +193,11 @@ def train(
             watch.look()
 
         try:
-            outcome = fit(run, hardware, scale, show_and_watch)
+            if _finished(run, config):
+                outcome = Outcome("done")
+            else:
+                display.say("starting Ray")
+                outcome = fit(run, hardware, scale, show_and_watch)
         except TimeIsUp:
             outcome = Outcome("done")
         except UserError as error:
@@ -209,6 +212,16 @@ def train(
     if outcome.state == "done":
         settle(run, config)
     return _ended(console, run, config, record, outcome, sections)
+
+
+def _finished(run: Run, config: RunConfig) -> bool:
+    """Whether every stage has its result and, in whole, the checkpoint that it ended with."""
+    results = run.results()
+    for stage in config.trained_stages:
+        newest = CheckpointStore(run.checkpoints(stage)).newest(lambda text: None)
+        if stage not in results or newest is None or newest.step != results[stage]["iterations"]:
+            return False
+    return (run.tokenizer_directory / "tokenizer.json").exists()
 
 
 def _ended(

@@ -34,8 +34,9 @@ from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request
 from nanochat.report import duration
 from nanochat.run import Run, read_json
-from nanochat.search.policy import MAX_EXPLORED, Commit, Observation, Trial
+from nanochat.search.policy import MAX_EXPLORED, Commit, Observation
 
+POLICIES = ("budget", "asha", "random", "tpe", "grid")
 MOST_ON_TRIALS = 0.25  # of the cap: later than that, whatever trials do, the final run begins
 
 
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-seq-len", type=int, help="tokens of context")
     add("--num-workers", type=int, default=1, help="of the final run; on GPUs as many trials at a time (default: 1)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (default: auto)")
+    add("--policy", choices=POLICIES, default=POLICIES[0], help="ours is budget; the others are Ray Tune's, to compare")
     add("--fresh-prior", action="store_true", help="forget what earlier searches on this machine and data have seen")
     add("--seed", type=int, default=0)
     add("--plan", action="store_true", help="say what would be tried, and stop")
@@ -107,7 +109,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         num_workers=args.num_workers,
         hours=args.hours,
     )
-    return Asked(request, args.space, args.fresh_prior)
+    return Asked(request, args.space, args.fresh_prior, args.policy)
 
 
 def _check_same(run: Run, asked: Asked) -> None:
@@ -120,7 +122,7 @@ def _check_same(run: Run, asked: Asked) -> None:
         write_json(path, now)
         return
     then = read_json(path)
-    different = [key for key in ("space", "fresh_prior") if then.get(key) != now[key]]
+    different = [key for key in ("space", "fresh_prior", "policy") if then.get(key) != now[key]]
     request = then.get("request") if isinstance(then.get("request"), dict) else {}
     different += [key for key, value in now["request"].items() if request.get(key) != value and key != "num_workers"]
     if different:
@@ -162,6 +164,10 @@ def _search(
 ) -> tuple[RunConfig, dict[str, Any]]:
     """Run trials until the policy commits. Returns the configuration and the record of the final run."""
     search.prepare(lambda text: console.print(f"[dim]{text}[/dim]"))
+    if search.asked.policy != "budget":
+        from experiments.contest import hold
+
+        return hold(search, clock, runs_dir, partial(_tell, console, search))
     watch = Watch(search.run, MOST_ON_TRIALS * search.asked.cap_s, clock)
     decision = search.policy.decide(clock())
     if not isinstance(decision, Commit):
@@ -180,18 +186,17 @@ def _search(
     return search.commit(decision, clock(), runs_dir)
 
 
-def _tell(console: Console, search: BudgetSearch, trial: Trial, seen: Observation) -> None:
+def _tell(console: Console, search: BudgetSearch, seen: Observation, why: str = "") -> None:
     """One line a trial."""
-    what = (
-        f"depth {trial.config.depth}, batch {trial.config.total_batch_size:,}, lr_multiplier "
-        f"{trial.config.lr_multiplier:.2g}, {trial.why}"
-    )
+    config, number = seen.config, len(search.policy.observations)
+    what = f"depth {config.depth}, batch {config.total_batch_size:,}, lr_multiplier {config.lr_multiplier:.2g}"
     came = f"[yellow]{seen.error}[/yellow]" if seen.error else f"val_bpb {seen.val_bpb:.4f} on {seen.tokens:,} tokens"
-    seconds = search.policy.final_seconds(search.policy.explored_s)
-    best = search.policy.best(seconds, search.policy.device.final_devices)
-    mean, _ = search.policy.predict(best, best.tokens)
-    number = len(search.policy.observations)
-    console.print(f"trial {number}: {what}: {came}; final now predicted {mean:.3f}", soft_wrap=True)
+    outlook = ""
+    if why:
+        policy = search.policy
+        best = policy.best(policy.final_seconds(policy.explored_s), policy.device.final_devices)
+        outlook = f", {why}; final now predicted {policy.predict(best, best.tokens)[0]:.3f}"
+    console.print(f"trial {number}: {what}: {came}{outlook}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -356,7 +356,7 @@ class BudgetPolicy:
         for share in TRIAL_SHARES:
             budget_s = share * self.cap_s
             small = self.best(budget_s, min_steps=MIN_TRIAL_STEPS)
-            large = self._at(favourite.depth, favourite.total_batch_size, budget_s, favourite.lr_multiplier)
+            large = self.at(favourite.depth, favourite.total_batch_size, budget_s, favourite.lr_multiplier)
             for centre in {replace(small, settings={}).depth: small, large.depth: large}.values():
                 lrs = [self._with_lr(centre, sign * spread) for sign in (-1, 1)]
                 batches = [self._with_batch(centre, factor, budget_s) for factor in (0.5, 2.0)]
@@ -368,7 +368,7 @@ class BudgetPolicy:
                     self._named("learning rates and batches", [*lrs, *batches], budget_s),
                 ]
             other = self._neighbour(favourite.depth)
-            both = [self._at(depth, small.total_batch_size, budget_s, small.lr_multiplier)
+            both = [self.at(depth, small.total_batch_size, budget_s, small.lr_multiplier)
                     for depth in (favourite.depth, other)]  # fmt: skip
             packages.append(self._named("depths", both, budget_s))
         return [package for package in packages if package]
@@ -382,15 +382,23 @@ class BudgetPolicy:
         return [Trial(config, budget_s, f"to compare {what}") for config in configs]
 
     def _trial(self, config: Config, budget_s: float, why: str) -> Trial:
-        return Trial(self._at(config.depth, config.total_batch_size, budget_s, config.lr_multiplier), budget_s, why)
+        return Trial(self.at(config.depth, config.total_batch_size, budget_s, config.lr_multiplier), budget_s, why)
 
-    def _at(self, depth: int, batch: int, budget_s: float, lr_multiplier: float) -> Config:
+    def at(
+        self,
+        depth: int,
+        batch: int,
+        budget_s: float,
+        lr_multiplier: float,
+        least_steps: float = MIN_TRIAL_STEPS,
+        settings: dict[str, float] | None = None,
+    ) -> Config:
         """That configuration for that long, with a smaller batch where the steps would be too few."""
         smallest = int(self.space["total_batch_size"].low)
-        while batch // 2 >= smallest and budget_s * self.tokens_per_second(depth, batch) / batch < MIN_TRIAL_STEPS:
+        while batch // 2 >= smallest and budget_s * self.tokens_per_second(depth, batch) / batch < least_steps:
             batch //= 2
         steps = max(int(budget_s * self.tokens_per_second(depth, batch) / batch), 1)
-        return Config(depth, batch, lr_multiplier, steps)
+        return Config(depth, batch, lr_multiplier, steps, settings or {})
 
     def _with_lr(self, config: Config, shift: float) -> Config:
         domain = self._domain("lr_multiplier")

@@ -123,7 +123,7 @@ def test_trials_go_through_tune_and_what_fails_is_data(tmp_path, cache, monkeypa
     told: list[Observation] = []
     journals = []
 
-    def tell(trial: Trial, seen: Observation) -> None:
+    def tell(seen: Observation, why: str) -> None:
         told.append(seen)
         journals.append(json.loads((search.run.directory / "search" / "policy.json").read_text()))
 

@@ -1,0 +1,343 @@
+"""Tune's own ways to search, over the same space and the same hours: what the budget policy is compared with.
+
+asha, random and grid: trials share the hours, each trained to the end of a schedule of its own, and the best of them is
+the model. tpe: short trials choose, and the choice is trained for the rest.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator, Searcher
+
+from experiments.budget_search import FINAL_START_S, TRIAL_START_S, Asked, BudgetSearch
+from experiments.deadline import TimeIsUp, Watch, settle
+from experiments.ray_tune import trained, tune
+from nanochat.clock import RunClock, read_clock, start_clock
+from nanochat.config import RunConfig
+from nanochat.errors import UserError
+from nanochat.events import Event, JsonlSink, Saved, StepDone, Validated, read_events
+from nanochat.files import write_json
+from nanochat.planning.deadlines import CLOSING_S, with_deadlines
+from nanochat.planning.hardware import Hardware
+from nanochat.run import Run
+from nanochat.search.policy import MIN_STEPS, MIN_TRIAL_STEPS, Commit, Config, Observation
+from nanochat.search.space import Domain
+from nanochat.training.checkpoint import CheckpointStore
+
+RANDOM_TRIALS = 3  # times as many as there are devices
+GRID_VALUES = 3  # of depth, and of batch
+TPE_TRIALS, TPE_SHARE = 12, 0.25  # of the hours
+FEW_TPE_TRIALS, SHORT_S = 2, 10.0  # where each of so many would get less time than that
+ASHA_SHARE = 0.4  # of the hours, for a trial that is never stopped
+NINTHS = 9  # of a trial: asha looks after one, and after three
+MIN_LEFT_S = 5.0  # for a trial to begin
+LATE_S = 10.0  # that trials may take to notice their end
+
+
+@dataclass(frozen=True)
+class Contest:
+    """How the hours are divided, decided once."""
+
+    run: Run
+    asked: Asked
+    hardware: Hardware
+    trial_s: float
+    """What a trial may take, from the start of its training."""
+    end_s: float
+    """When all of them are over, on the run's clock."""
+    count: int
+    """Of trials; -1: as many as there is time for."""
+
+    @property
+    def least_steps(self) -> int:
+        """Of a trial: those that end as the model take as many as the space says."""
+        return MIN_TRIAL_STEPS if self.asked.policy == "tpe" else MIN_STEPS
+
+
+def divided(search: BudgetSearch, now_s: float) -> Contest:
+    """The contest of a search that begins, or goes on."""
+    path = search.run.directory / "search" / "contest.json"
+    if not path.exists():
+        write_json(path, dict(zip(("trial_s", "end_s", "count"), _division(search, now_s), strict=True)))
+    return Contest(search.run, search.asked, search.hardware, **json.loads(path.read_text(encoding="utf-8")))
+
+
+def _division(search: BudgetSearch, now_s: float) -> tuple[float, float, int]:
+    policy, on, slots = search.asked.policy, search.hardware.device_type, search.policy.device.slots
+    later = FINAL_START_S[on] if len(search.template.trained_stages) > 1 else 0.0
+    end_s = search.policy.cap_s - search.policy.overheads.reserve_s - later
+    if policy == "asha":
+        return ASHA_SHARE * (end_s - now_s), end_s, -1
+    count = RANDOM_TRIALS * slots if policy == "random" else GRID_VALUES**2
+    if policy == "tpe":
+        end_s, count = now_s + TPE_SHARE * (end_s - now_s), TPE_TRIALS * slots
+        if _share(end_s - now_s, count, slots, on) < SHORT_S:
+            count = FEW_TPE_TRIALS * slots
+    return _share(end_s - now_s, count, slots, on), end_s, count
+
+
+def _share(seconds: float, count: int, slots: int, device_type: str) -> float:
+    """Of each of `count` trials, `slots` at a time."""
+    return max(seconds / math.ceil(count / slots) - TRIAL_START_S[device_type], MIN_LEFT_S)
+
+
+# --- what may be tried ------------------------------------------------------------------------------------------------
+
+
+def space_of(search: BudgetSearch, contest: Contest) -> dict[str, Any]:
+    """Tune's search space: the space's domains, as far as a trial has time for its least number of steps."""
+    if contest.asked.policy == "grid":
+        return {"choice": ray.tune.grid_search(_grid(search, contest))}
+    domains = {name: domain for name, domain in search.space.domains.items() if name != "num_iterations"}
+    depths = _depths(search, contest)
+    domains["depth"] = replace(domains["depth"], low=min(depths), high=max(depths))
+    return {"choice": {name: _sampled(domain) for name, domain in domains.items()}}
+
+
+def _sampled(domain: Domain) -> Any:
+    if domain.low == domain.high:
+        return domain.low
+    return (ray.tune.loguniform if domain.scale == "log2" else ray.tune.uniform)(domain.low, domain.high)
+
+
+def _grid(search: BudgetSearch, contest: Contest) -> list[dict[str, float]]:
+    """A few values of depth and of batch, evenly over those there is time for; of everything else the default."""
+    choices = []
+    for depth in _spread(_depths(search, contest)):
+        batches = [int(batch) for batch in search.space["total_batch_size"].values()]
+        enough = [batch for batch in batches if _steps(search, contest, depth, batch) >= contest.least_steps]
+        choices += [{"depth": depth, "total_batch_size": batch} for batch in _spread(enough or batches[:1])]
+    return choices
+
+
+def _depths(search: BudgetSearch, contest: Contest) -> list[int]:
+    smallest = int(search.space["total_batch_size"].low)
+    enough = [d for d in search.policy.depths if _steps(search, contest, d, smallest) >= contest.least_steps]
+    return enough or search.policy.depths[:1]
+
+
+def _steps(search: BudgetSearch, contest: Contest, depth: int, batch: int) -> int:
+    return int(contest.trial_s * search.policy.tokens_per_second(depth, batch) / batch)
+
+
+def _spread(values: list[int]) -> list[int]:
+    """The first, the last, and those evenly between."""
+    places = {round(place * (len(values) - 1) / (GRID_VALUES - 1)) for place in range(GRID_VALUES)}
+    return [values[place] for place in sorted(places)]
+
+
+def config_of(search: BudgetSearch, contest: Contest, choice: dict[str, float]) -> Config:
+    """What Tune has chosen, at the nearest values that the space has. The batch is lowered until a trial has its least
+    number of steps."""
+    at = {name: min(search.space[name].values(), key=lambda value, to=value: abs(value - to))
+          for name, value in choice.items()}  # fmt: skip
+    depth, batch = int(at.pop("depth")), int(at.pop("total_batch_size"))
+    lr = at.pop("lr_multiplier", search.template.base.lr_multiplier)
+    return search.policy.at(depth, batch, contest.trial_s, lr, contest.least_steps, at)
+
+
+# --- a trial ----------------------------------------------------------------------------------------------------------
+
+
+def train_contender(settings: dict[str, Any], contest: Contest) -> None:
+    """What a trial's worker runs. Its run is found by what was chosen: begun before, it goes on; finished before, it
+    only tells again what came of it."""
+    started = time.time()
+    search = BudgetSearch(contest.run, contest.asked, contest.hardware)
+    config = config_of(search, contest, settings["choice"])
+    run = _run_of(search, contest, config)
+    if run is None:
+        ray.tune.report({"error": "no time was left", "val_bpb": math.inf})
+        return
+    emit = _Teller(run, contest, start_clock(run.clock_path, started))
+    emit.again()
+    ray.tune.report({**trained(run, started, emit), "ninths": NINTHS})
+
+
+def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | None:
+    """The run of a trial, made if it is new and there is time for it."""
+    key = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
+    run = Run(_trials(contest.run) / key)
+    if run.exists():
+        return run
+    clock = read_clock(contest.run.clock_path)
+    assert clock is not None
+    seconds = min(contest.trial_s, contest.end_s - clock())
+    if seconds < MIN_LEFT_S:
+        return None
+    cap_s = seconds + CLOSING_S[contest.hardware.device_type]
+    made = with_deadlines(search.trial_config(config), cap_s, contest.hardware, spent_s=0.0)
+    if contest.asked.policy == "asha":
+        every = max(made.base.num_iterations // NINTHS, 1)
+        made = replace(made, base=replace(made.base, eval_every=every, checkpoint_every=every))
+    return search.create_trial(run.directory, made, search=asdict(config))
+
+
+class _Teller:
+    """A trial's sink: its metrics into their file, its clock kept, and Tune told of each evaluation in asha, which may
+    end it there."""
+
+    def __init__(self, run: Run, contest: Contest, clock: RunClock) -> None:
+        self.run, self.metrics, self.clock = run, JsonlSink(run.directory), clock
+        self.tells, self.progress = contest.asked.policy == "asha", 0.0
+
+    def __call__(self, event: Event) -> None:
+        self.metrics(event)
+        if isinstance(event, Validated | Saved):
+            self.clock = self.clock.beating(self.run.clock_path)
+        self._tell(event)
+
+    def again(self) -> None:
+        """What was told before the command was stopped."""
+        for event in read_events(self.run.directory, "base"):
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self.progress = event.progress
+        ninths = int(NINTHS * self.progress + 0.5)
+        if self.tells and isinstance(event, Validated) and 0 < ninths < NINTHS:
+            ray.tune.report({"val_bpb": event.val_bpb, "ninths": ninths})
+
+
+# --- the whole of it --------------------------------------------------------------------------------------------------
+
+
+def hold(
+    search: BudgetSearch, clock: RunClock, runs_dir: Path, tell: Callable[[Observation], None]
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Let Tune train trials. Returns the configuration and the record of the run that goes on with their best.
+
+    Args:
+        tell: called with what came of each trial.
+
+    Raises:
+        UserError: no trial got anywhere.
+    """
+    contest = divided(search, clock())
+    if not _choice_path(contest).exists() and clock() < contest.end_s:
+        look = Watch(search.run, contest.end_s + LATE_S, clock).look
+        trainable = ray.tune.with_parameters(train_contender, contest=contest)
+        slots = search.policy.device.slots
+        with suppress(TimeIsUp):
+            tune(trainable, space_of(search, contest), _how(contest, slots), search.run, search.hardware, slots, look)
+        search.run.clear_stop()
+    best = _best(search, contest, tell)
+    if contest.asked.policy != "tpe":
+        return search.adopt(best.run, best.config, best.why, clock(), runs_dir)
+    now_s = clock()
+    seconds, chosen = search.policy.final_seconds(now_s), best.config
+    final = search.policy.at(chosen.depth, chosen.total_batch_size, seconds, chosen.lr_multiplier,
+                             settings=chosen.settings)  # fmt: skip
+    return search.commit(Commit(final, seconds, best.why), now_s, runs_dir)
+
+
+def _how(contest: Contest, slots: int) -> ray.tune.TuneConfig:
+    """Tune's searcher and scheduler of that name."""
+    policy, seed = contest.asked.policy, contest.asked.request.seed
+    searcher: Any = BasicVariantGenerator(max_concurrent=slots, random_state=seed)
+    scheduler = None
+    if policy == "asha":
+        scheduler = ASHAScheduler("ninths", "val_bpb", "min", max_t=NINTHS, grace_period=1, reduction_factor=3)
+    elif policy == "tpe":
+        searcher = _tpe(seed)
+    return ray.tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        metric=None if policy == "asha" else "val_bpb",
+        mode=None if policy == "asha" else "min",
+        num_samples=1 if policy == "grid" else contest.count,
+        max_concurrent_trials=slots if policy == "tpe" else None,
+        reuse_actors=True,
+    )
+
+
+def _tpe(seed: int) -> Searcher:
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError:
+        raise UserError("--policy tpe needs Optuna", 'pip install -e ".[tpe]"') from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return OptunaSearch(metric="val_bpb", mode="min", seed=seed)
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A trial that is over: what is left of it."""
+
+    run: Run
+    config: Config
+    observation: Observation
+    val_bpb: float
+    """Of the model that it has; infinite where it has none."""
+    began: float
+
+
+@dataclass(frozen=True)
+class _Choice:
+    run: Run
+    config: Config
+    why: str
+
+
+def _best(search: BudgetSearch, contest: Contest, tell: Callable[[Observation], None]) -> _Choice:
+    """The best of the trials, which is noted before anything is done with it. Raises UserError when there is none."""
+    path = _choice_path(contest)
+    if not path.exists():
+        contenders = sorted(_contenders(contest), key=lambda each: each.began)
+        for each in contenders:
+            search.policy.observe(each.observation)
+            tell(each.observation)
+        able = [each for each in contenders if each.val_bpb < math.inf]
+        if not able:
+            raise UserError(
+                f"none of {len(contenders)} trials got anywhere in {contest.trial_s:.0f} s each",
+                "give more --hours, or leave --policy out",
+            )
+        best = min(able, key=lambda each: each.val_bpb)
+        settle(best.run, best.run.config())
+        write_json(search.journal, search.policy.state_dict())
+        why = f"lowest val_bpb of {len(able)} trials by {contest.asked.policy}: {best.val_bpb:.4f}"
+        write_json(path, {"trial": best.run.name, "config": asdict(best.config), "why": why})
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    return _Choice(Run(_trials(contest.run) / noted["trial"]), Config(**noted["config"]), noted["why"])
+
+
+def _contenders(contest: Contest) -> Iterator[_Contender]:
+    for record in _trials(contest.run).glob("*/run.json"):
+        run = Run(record.parent)
+        config = Config(**run.record()["search"])
+        result = run.results().get("base")
+        left = result or _left_by(run)
+        if left is None:
+            seen = Observation(config, 0, 0.0, 0.0, 0.0, None, "it got nowhere")
+        else:
+            done = replace(config, num_iterations=left["iterations"])
+            error = "" if result else f"stopped at {left['val_bpb']:.4f}"
+            seen = Observation(done, left["tokens"], left["train_s"] - left["first_step_s"], left["first_step_s"],
+                               left["tokens_per_second"], None if error else left["val_bpb"], error)  # fmt: skip
+        yield _Contender(run, config, seen, left["val_bpb"] if left else math.inf, record.stat().st_mtime)
+
+
+def _left_by(run: Run) -> dict[str, Any] | None:
+    """What the newest checkpoint of a trial that did not end says of it."""
+    newest = CheckpointStore(run.checkpoints("base")).newest(lambda text: None)
+    return newest.state["result"] if newest else None
+
+
+def _trials(run: Run) -> Path:
+    return run.directory / "search" / "trials"
+
+
+def _choice_path(contest: Contest) -> Path:
+    return contest.run.directory / "search" / "choice.json"

@@ -1,5 +1,5 @@
 """A search for the best model within a cap: what the policy is told of this machine, how its choices become runs, and
-what it reports in the end."""
+what is remembered of them."""
 
 import hashlib
 import json
@@ -11,10 +11,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments.session import new_record
-from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig
+from experiments.session import new_record, start_checkpoint
+from nanochat.config import TINYWORLD, RunConfig, from_dict
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.files import write_json
@@ -24,9 +22,7 @@ from nanochat.planning.estimate import COMPILE_S, estimate, step_seconds, train_
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
-from nanochat.report import Table, duration
 from nanochat.run import Run, create
-from nanochat.search.law import NAMES
 from nanochat.search.policy import BudgetPolicy, Commit, Config, Device, Observation, Overheads, Trial
 from nanochat.search.priors import prior_for
 from nanochat.search.space import Domain, Space, load_space
@@ -36,10 +32,10 @@ SPACES = Path(__file__).parents[1] / "search_spaces"
 CPU_TEMPLATES = ((0.25, "demo"), (1.0, "small"))  # vocabulary and context up to so many hours; medium's above
 EVAL_TOKENS = {"cpu": 40_960, "cuda": 4 * 524_288}
 TRIAL_START_S = {"cpu": 6.0, "cuda": 10.0}  # a process, its imports, the data
+WARM_START_S = {"cpu": 3.0, "cuda": 4.0}  # the data, in a process that has compiled for that depth
 FINAL_START_S = {"cpu": 16.0, "cuda": 30.0}  # Ray Train and the same
 EVALUATION_S = {"cpu": 3.0, "cuda": 5.0}
 TRIAL_OVERTIME = 1.5  # a trial that takes so many times its budget is ended by its clock
-INTERVAL = 1.645  # standard deviations to either side that hold nine of ten
 MAX_REMEMBERED = 500  # trainings of all earlier searches
 DATA_SPARE = 1.5  # text prepared, over what the first choice would go through
 
@@ -69,8 +65,10 @@ class BudgetSearch:
 
     def __init__(self, run: Run, asked: Asked, hardware: Hardware) -> None:
         self.run, self.asked, self.hardware = run, asked, hardware
+        space = named_space(asked.space)
+        self.stage = space.stage
         self.template = self._template()
-        self.space = self._fitted_space()
+        self.space = self._fitted(space)
         self.policy = self._policy(float("inf"))
 
     # --- what the policy is told ------------------------------------------------------------------------------------
@@ -80,33 +78,30 @@ class BudgetSearch:
         mode = "medium"
         if self.hardware.device_type == "cpu":
             mode = next((name for hours, name in CPU_TEMPLATES if self.asked.hours <= hours), "medium")
-        self.request = replace(self.asked.request, mode=mode)
-        return resolve(replace(self.request, hours=None), self.hardware, compiler=_compiler()).config
+        self.request, self.start_model, start = replace(self.asked.request, mode=mode), None, {}
+        if self.request.start_from:
+            checkpoint, tokenizer = start_checkpoint(self.request.start_from, Path())
+            self.start_model = from_dict(ModelConfig, checkpoint.state["model"])
+            start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
+        return replace(self._resolved(replace(self.request, hours=None)), **start)
 
-    def _fitted_space(self) -> Space:
-        """The space that was asked for, cut to what can be trained here."""
-        name = self.asked.space
-        path = Path(name) if name.endswith(".py") or "/" in name else SPACES / f"{name}.py"
-        if path.parent == SPACES and not path.exists():
-            there = ", ".join(sorted(file.stem for file in SPACES.glob("*.py")))
-            raise UserError(f"there is no search space {name!r}", f"choose --space {there}, or give a file of yours")
-        space = load_space(path)
-        if space.stage != "base":
-            raise UserError(
-                f"search space {space.name!r} is about stage {space.stage}, and this search trains base models",
-                "choose --space budget or batch",
-            )
+    def _resolved(self, request: Request) -> RunConfig:
+        compiler = shutil.which("g++") or shutil.which("clang++")
+        return resolve(request, self.hardware, compiler=compiler, start_model=self.start_model).config
+
+    def _fitted(self, space: Space) -> Space:
+        """The space, cut to what can be trained here."""
         domains = dict(space.domains)
         row = self.template.model.max_seq_len * self.asked.request.num_workers
         depth = self.asked.request.depth or (None if "depth" in space else self.template.model.depth)
         if depth is not None:
-            domains["depth"] = Domain("depth", "base", depth, depth, "linear", 1)
+            domains["depth"] = Domain("depth", self.stage, depth, depth, "linear", 1)
         fits = [value for value in domains["depth"].values() if self._fits(int(value))]
         if not fits:
             raise UserError("no depth of this space fits into memory here", "lower --max-seq-len or the space's depths")
         domains["depth"] = replace(domains["depth"], high=max(fits))
         batch = domains.get("total_batch_size") or Domain(
-            "total_batch_size", "base", self.template.base.total_batch_size, self.template.base.total_batch_size,
+            "total_batch_size", self.stage, self.template.base.total_batch_size, self.template.base.total_batch_size,
             "log2", 1,
         )  # fmt: skip
         batches = [value for value in batch.values() if value % row == 0]
@@ -146,7 +141,7 @@ class BudgetSearch:
             self.space,
             self.asked.cap_s,
             prior_for(on, self.asked.request.data),
-            Overheads(start_s, start_s, EVALUATION_S[on], FINAL_START_S[on] + compile_s, self._reserve_s()),
+            Overheads(start_s, WARM_START_S[on], EVALUATION_S[on], FINAL_START_S[on] + compile_s, self._reserve_s()),
             unique_tokens,
             self.asked.request.seed,
             device=Device(parameters, rate, final_devices=devices, slots=devices),
@@ -160,7 +155,9 @@ class BudgetSearch:
     def _reserve_s(self) -> float:
         """After the base stage: evaluating and saving it, the later stages, the report."""
         on = self.hardware.device_type
-        tail_s = stage_tail_s(self.template, "base", on) + EVALUATION_S[on]
+        tail_s = stage_tail_s(self.template, self.stage, on) + EVALUATION_S[on]
+        if self.stage != "base":
+            return CLOSING_S[on] + tail_s
         mode = MODES[self.template.mode]
         share = {"base": mode.base_iterations or 0, "mid": mode.mid_iterations, "sft": mode.sft_iterations}
         asked = {stage: share[stage] for stage in self.template.trained_stages}
@@ -178,10 +175,13 @@ class BudgetSearch:
         """Make what all trials share: the tokenizer, and token shards for the longest training there may be."""
         say("making the data" if self.asked.request.data == TINYWORLD else f"reading {self.asked.request.data}")
         sources = open_sources(self.asked.request.data, cache_directory())
-        self.template = replace(self.template, train_tokens=self._train_tokens())
+        if self.stage == "base":
+            self.template = replace(self.template, train_tokens=self._train_tokens())
         tokenizer = prepare_tokenizer(self.run, self.template, sources, say)
-        say("tokenising for base")
-        train = prepare_stage("base", self.template, sources, tokenizer, cache_directory()).train
+        say(f"tokenising for {self.stage}")
+        train = prepare_stage(self.stage, self.template, sources, tokenizer, cache_directory()).train
+        if self.stage != "base":
+            return
         enough = train.num_tokens >= (self.template.train_tokens or 0) and self.asked.request.data != TINYWORLD
         self.policy = self._policy(float("inf") if enough else float(train.num_tokens))
 
@@ -204,11 +204,15 @@ class BudgetSearch:
         return self.create_trial(directory, replace(config, base=base, keep_checkpoints=0))
 
     def trial_config(self, chosen: Config, **request: Any) -> RunConfig:
-        """Of a training of the base stage alone, on one device."""
-        asked = replace(self._request(chosen), stages=("base",), hours=None, num_workers=1, **request)
-        config = resolve(asked, self.hardware, compiler=_compiler()).config
-        base = replace(config.base, eval_tokens=EVAL_TOKENS[self.hardware.device_type])
-        return replace(config, base=base, train_tokens=self.template.train_tokens)
+        """Of a training of the searched stage alone, on one device."""
+        asked = replace(self._request(chosen), stages=(self.stage,), hours=None, num_workers=1, **request)
+        return self._as_searched(self._resolved(asked), eval_questions=0)
+
+    def _as_searched(self, config: RunConfig, **settings: Any) -> RunConfig:
+        """With the same data, start and evaluation as all others of this search."""
+        stage = replace(config.stage(self.stage), eval_tokens=EVAL_TOKENS[self.hardware.device_type], **settings)
+        same = {name: getattr(self.template, name) for name in ("train_tokens", "start_from", "start_tokenizer")}
+        return replace(config, **{self.stage: stage}, **same)
 
     def create_trial(self, directory: Path, config: RunConfig, **record: Any) -> Run:
         """The run of a trial, with this search's tokenizer."""
@@ -217,8 +221,11 @@ class BudgetSearch:
 
     def _request(self, config: Config) -> Request:
         settings = {name: int(value) for name, value in config.settings.items()}
-        return replace(self.request, depth=config.depth, total_batch_size=config.total_batch_size,
-                       lr_multiplier=config.lr_multiplier, **settings)  # fmt: skip
+        asked = replace(self.request, total_batch_size=config.total_batch_size, **settings)
+        if self.stage == "base":
+            return replace(asked, depth=config.depth, lr_multiplier=config.lr_multiplier)
+        lr = f"{self.stage}.lr_multiplier={config.lr_multiplier:g}"
+        return replace(asked, hours=None, num_iterations=config.num_iterations, assignments=(*asked.assignments, lr))
 
     def commit(self, decision: Commit, now_s: float, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The configuration and the record of the final run."""
@@ -232,18 +239,27 @@ class BudgetSearch:
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
     ) -> tuple[RunConfig, dict[str, Any]]:
-        """The configuration and the record of the run that takes a trial's base model over and goes on from there."""
+        """The configuration and the record of the run that takes a trial's model over and goes on from there.
+
+        Args:
+            chosen: with the iterations that were made.
+        """
         config, record = self._final_run(chosen, why, now_s, now_s, runs_dir)
-        later = tuple(stage for stage in config.stages if stage != "base")
-        if any(stage in TRAINED_STAGES for stage in later):
+        later = tuple(stage for stage in config.trained_stages if stage != self.stage)
+        if later:
             begin_s = now_s + FINAL_START_S[self.hardware.device_type]
             rest = with_deadlines(replace(config, stages=later), self.asked.cap_s, self.hardware,
                                   self.asked.request.num_workers, begin_s)  # fmt: skip
-            config = replace(config, mid=rest.mid, sft=rest.sft)
-        iterations = trial.results()["base"]["iterations"]
-        config = replace(config, base=replace(trial.config().base, num_iterations=iterations, deadline_s=None))
-        if not (self.run.directory / "base").exists():
-            os.rename(trial.directory / "base", self.run.directory / "base")
+            config = replace(config, **{stage: rest.stage(stage) for stage in later})
+        ours, theirs = self.run.directory / self.stage, trial.directory / self.stage
+        if not ours.exists():
+            os.rename(theirs, ours)
+        questions = config.stage(self.stage).eval_questions
+        if questions:  # which are still to be asked, by the run
+            self.run.result_path(self.stage).unlink(missing_ok=True)
+        trained = replace(trial.config().stage(self.stage), num_iterations=chosen.num_iterations, deadline_s=None,
+                          eval_questions=questions)  # fmt: skip
+        config = replace(config, cap_s=self.asked.cap_s, **{self.stage: trained})
         return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
 
     def _final_run(
@@ -252,13 +268,11 @@ class BudgetSearch:
         choice = {"config": asdict(chosen), "why": why, "at_s": now_s, **predicted}
         write_json(self.run.directory / "search" / "commit.json", choice)
         config, record = new_record(self._request(chosen), runs_dir, self.hardware, begin_s)
-        base = replace(config.base, eval_tokens=EVAL_TOKENS[self.hardware.device_type])
-        config = replace(config, base=base, train_tokens=self.template.train_tokens)
         reason = (
             f"depth {chosen.depth}, total_batch_size {chosen.total_batch_size:,}, lr_multiplier "
             f"{chosen.lr_multiplier:.2g}: {why}"
         )
-        return config, {**record, "reasons": [reason, *record["reasons"]]}
+        return self._as_searched(config), {**record, "reasons": [reason, *record["reasons"]]}
 
     # --- what is remembered -----------------------------------------------------------------------------------------
 
@@ -279,94 +293,30 @@ class BudgetSearch:
     def remember(self) -> None:
         """Keep what this search saw, its final run included, for the next one."""
         seen = [each for each in self.policy.observations if not each.error]
-        final = self._final()
+        final = self.final()
         kept = [*self._remembered(), *seen, *([final] if final else [])]
         once = {json.dumps(asdict(each), sort_keys=True): asdict(each) for each in kept}
         write_json(self._memory, list(once.values())[-MAX_REMEMBERED:])
 
-    def _committed(self) -> dict[str, Any]:
+    def choice(self) -> dict[str, Any]:
+        """What was decided on for the final run: config, why, at_s and, where the law chose, predicted and its sd."""
         return json.loads((self.run.directory / "search" / "commit.json").read_text(encoding="utf-8"))
 
-    def _final(self) -> Observation | None:
+    def final(self) -> Observation | None:
+        """What came of the final run's base stage, unless it was one of the trials."""
         result = self.run.results().get("base")
-        if not result or not result["iterations"]:
+        if not result or not result["iterations"] or "predicted" not in self.choice():
             return None
-        config = Config(**self._committed()["config"])
+        config = Config(**self.choice()["config"])
         done = replace(config, num_iterations=result["iterations"])
         rate = result["tokens_per_second"] / self.policy.device.final_devices
         return Observation(done, result["tokens"], result["train_s"], 0.0, rate, result["val_bpb"])
 
-    # --- what is reported -------------------------------------------------------------------------------------------
 
-    def sections(self) -> list[Table | str]:
-        """The evidence for the choice, for summary and report."""
-        final = self._final()
-        self.remember()
-        told: list[Table | str] = [self.trial_table()] if self.policy.observations else []
-        told += [self._verdict(final), self._law_table(), self._time_table(), self.hours_table()]
-        return told
-
-    def trial_table(self) -> Table:
-        rows = tuple(
-            (str(seen.config.depth), f"{seen.config.total_batch_size:,}", f"{seen.config.lr_multiplier:.2g}",
-             f"{seen.tokens:,}", duration(seen.train_s), f"{seen.tokens_per_second:,.0f}",
-             seen.error or f"{seen.val_bpb:.4f}")
-            for seen in self.policy.observations
-        )  # fmt: skip
-        return Table("Trials", ("depth", "batch", "lr_multiplier", "tokens", "time", "tok/s", "val_bpb"), rows)
-
-    def _verdict(self, final: Observation | None) -> str:
-        committed = self._committed()
-        config = committed["config"]
-        text = (
-            f"Chosen: depth {config['depth']}, total_batch_size {config['total_batch_size']:,}, lr_multiplier "
-            f"{config['lr_multiplier']:.2g}: {committed['why']}."
-        )
-        if "predicted" not in committed:
-            return text
-        low, high = (committed["predicted"] + sign * INTERVAL * committed["sd"] for sign in (-1, 1))
-        text += (
-            f"\n\nPredicted val_bpb of the base stage {committed['predicted']:.3f} (nine in ten: {low:.3f} to "
-            f"{high:.3f})"
-        )
-        if final is None or final.val_bpb is None:
-            return text + "; it was not reached."
-        verdict = "inside" if low <= final.val_bpb <= high else "OUTSIDE"
-        return text + f"; achieved {final.val_bpb:.4f} on {final.tokens:,} tokens: {verdict} the interval."
-
-    def _law_table(self) -> Table:
-        fit = self.policy.fit
-        rows = tuple(
-            (name, f"{value:.3f}", f"± {INTERVAL * sd:.3f}", f"{before:.3f}", f"± {INTERVAL * before_sd:.3f}")
-            for name, value, sd, before, before_sd in zip(
-                NAMES, fit.theta, np.sqrt(np.diag(fit.covariance)), fit.prior.mean, fit.prior.sd, strict=True
-            )
-        )
-        return Table("The law, see nanochat/search/law.py", ("number", "fitted", "", "prior", ""), rows)
-
-    def _time_table(self) -> Table:
-        """Where the time went, on the run's clock."""
-        committed, results = self._committed(), self.run.results()
-        rows = [("until the final run was decided on", committed["at_s"])]
-        rows += [(f"of that in {len(self.policy.observations)} trials", self.policy.explored_s)]
-        for stage, result in results.items():
-            if stage != "tokenizer":
-                rows.append((f"{stage}: compiling", result["first_step_s"]))
-                rows.append((f"{stage}: training", result["train_s"] - result["first_step_s"]))
-                rows.append((f"{stage}: evaluating, saving, answering", result["other_s"]))
-        return Table("Where the time went", ("", "time"), tuple((name, duration(seconds)) for name, seconds in rows))
-
-    def hours_table(self) -> Table:
-        """What other caps would buy, by the law as it is known now."""
-        rows = []
-        for factor in (0.5, 1.0, 2.0, 4.0):
-            seconds = factor * self.policy.final_seconds(0.0)
-            config = self.policy.best(seconds, self.policy.device.final_devices)
-            mean, sd = self.policy.predict(config, config.tokens)
-            rows.append((f"{factor * self.asked.hours:g}", str(config.depth), f"{config.total_batch_size:,}",
-                         f"{config.tokens:,}", f"{mean:.3f} ({mean - INTERVAL * sd:.3f} to {mean + INTERVAL * sd:.3f})"))  # fmt: skip  # noqa: E501
-        return Table("What other hours would buy (estimates)", ("hours", "depth", "batch", "tokens", "val_bpb"), tuple(rows))  # noqa: E501
-
-
-def _compiler() -> str | None:
-    return shutil.which("g++") or shutil.which("clang++")
+def named_space(name: str) -> Space:
+    """Of search_spaces/, or of a file. Raises UserError when there is none, or a wrong one."""
+    path = Path(name) if name.endswith(".py") or "/" in name else SPACES / f"{name}.py"
+    if path.parent == SPACES and not path.exists():
+        there = ", ".join(sorted(file.stem for file in SPACES.glob("*.py")))
+        raise UserError(f"there is no search space {name!r}", f"choose --space {there}, or give a file of yours")
+    return load_space(path)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from nanochat.errors import UserError
 from nanochat.planning.hardware import Hardware
 
-# Each silences one kind of message that tells a user of a one-machine run nothing; set before Ray is imported.
+# Each silences one kind of message that tells a user of a one-machine run nothing; some are read when Ray is imported.
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -18,29 +18,38 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or threads that a shutdown leaves behind would start a Ray of their own
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process stop the training
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one that hangs is given up
     "GOMP_SPINCOUNT": "10000",  # wait a little: see LOG.md, 2026-11-22
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }
-REACHABLE_S = 5.0
 OWN = {  # of a cluster that is bound to this machine
     "RAY_AUTH_MODE": "disabled",
     # No such server, and nobody else's is to be asked: what Ray Train's watch over placement groups then reports is
     # that it cannot know, where with two clusters on a machine it would fail, or ask the wrong one.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
 }
+REACHABLE_S = 5.0
+
+
+def _set(variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+_set(QUIET)
 
 
 @contextmanager
 def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str, float]]:
     """The resources of a Ray cluster: of this process's own, gone when the block is left, or of one that runs at
     `address`. Raises UserError when there is none."""
-    for name, value in (QUIET if address else QUIET | OWN).items():
-        os.environ.setdefault(name, value)
     if address:
         _check_reachable(address)
+    else:
+        _set(OWN)
     import ray
 
     passed_on = {name: os.environ[name] for name in (*QUIET, "NANOCHAT_BASE_DIR") if name in os.environ}

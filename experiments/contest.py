@@ -1,14 +1,17 @@
-"""Tune's own ways to search, over the same space and the same hours: what the budget policy is compared with.
+"""Tune's own ways to search, over the same space and the same hours: what the budget policy is compared with, and what
+searches stages of which it has no law.
 
-asha, random and grid: trials share the hours, each trained to the end of a schedule of its own, and the best of them is
-the model. tpe: short trials choose, and the choice is trained for the rest.
+Of base models asha, random and grid share the hours among trials, each trained to the end of a schedule of its own, and
+the best of them is the model; tpe chooses by short trials, and trains its choice for the rest. Trials of later stages
+are as long as the space says, as many as there is time for, and the best is the model.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +22,9 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
 from experiments.budget_search import FINAL_START_S, TRIAL_START_S, Asked, BudgetSearch
-from experiments.deadline import TimeIsUp, Watch, settle
-from experiments.ray_tune import trained, tune
+from experiments.deadline import LEAVE_S, TimeIsUp, Watch, settle
+from experiments.ray_tune import trained, trials_directory, tune
+from experiments.trial_table import TrialTable
 from nanochat.clock import RunClock, read_clock, start_clock
 from nanochat.config import RunConfig
 from nanochat.errors import UserError
@@ -28,7 +32,7 @@ from nanochat.events import Event, JsonlSink, Saved, StepDone, Validated, read_e
 from nanochat.files import write_json
 from nanochat.planning.deadlines import CLOSING_S, with_deadlines
 from nanochat.planning.hardware import Hardware
-from nanochat.run import Run
+from nanochat.run import Run, Status
 from nanochat.search.policy import MIN_STEPS, MIN_TRIAL_STEPS, Commit, Config, Observation
 from nanochat.search.space import Domain
 from nanochat.training.checkpoint import CheckpointStore
@@ -37,10 +41,10 @@ RANDOM_TRIALS = 3  # times as many as there are devices
 GRID_VALUES = 3  # of depth, and of batch
 TPE_TRIALS, TPE_SHARE = 12, 0.25  # of the hours
 FEW_TPE_TRIALS, SHORT_S = 2, 10.0  # where each of so many would get less time than that
-ASHA_SHARE = 0.4  # of the hours, for a trial that is never stopped
+LONGEST_SHARE = 0.4  # of the hours, for a trial that is not stopped early
 NINTHS = 9  # of a trial: asha looks after one, and after three
 MIN_LEFT_S = 5.0  # for a trial to begin
-LATE_S = 10.0  # that trials may take to notice their end
+LATE_S = LEAVE_S + 4.0  # that trials may take to end after their end
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,14 @@ class Contest:
     """Of trials; -1: as many as there is time for."""
 
     @property
+    def proxies(self) -> bool:
+        """Whether trials only choose what is then trained."""
+        return self.asked.policy == "tpe" and self.count > 0
+
+    @property
     def least_steps(self) -> int:
         """Of a trial: those that end as the model take as many as the space says."""
-        return MIN_TRIAL_STEPS if self.asked.policy == "tpe" else MIN_STEPS
+        return MIN_TRIAL_STEPS if self.proxies else MIN_STEPS
 
 
 def divided(search: BudgetSearch, now_s: float) -> Contest:
@@ -73,10 +82,11 @@ def divided(search: BudgetSearch, now_s: float) -> Contest:
 
 def _division(search: BudgetSearch, now_s: float) -> tuple[float, float, int]:
     policy, on, slots = search.asked.policy, search.hardware.device_type, search.policy.device.slots
-    later = FINAL_START_S[on] if len(search.template.trained_stages) > 1 else 0.0
-    end_s = search.policy.cap_s - search.policy.overheads.reserve_s - later
-    if policy == "asha":
-        return ASHA_SHARE * (end_s - now_s), end_s, -1
+    stages = search.template.trained_stages
+    goes_on = len(stages) > 1 or search.template.stage(stages[-1]).eval_questions > 0
+    end_s = search.policy.cap_s - search.policy.overheads.reserve_s - (FINAL_START_S[on] if goes_on else 0.0)
+    if policy == "asha" or search.stage != "base":
+        return LONGEST_SHARE * (end_s - now_s), end_s, -1
     count = RANDOM_TRIALS * slots if policy == "random" else GRID_VALUES**2
     if policy == "tpe":
         end_s, count = now_s + TPE_SHARE * (end_s - now_s), TPE_TRIALS * slots
@@ -97,10 +107,18 @@ def space_of(search: BudgetSearch, contest: Contest) -> dict[str, Any]:
     """Tune's search space: the space's domains, as far as a trial has time for its least number of steps."""
     if contest.asked.policy == "grid":
         return {"choice": ray.tune.grid_search(_grid(search, contest))}
-    domains = {name: domain for name, domain in search.space.domains.items() if name != "num_iterations"}
-    depths = _depths(search, contest)
-    domains["depth"] = replace(domains["depth"], low=min(depths), high=max(depths))
-    return {"choice": {name: _sampled(domain) for name, domain in domains.items()}}
+    return {"choice": {name: _sampled(domain) for name, domain in _domains(search, contest).items()}}
+
+
+def _domains(search: BudgetSearch, contest: Contest) -> dict[str, Domain]:
+    domains = dict(search.space.domains)
+    if search.stage == "base":  # as many steps as there is time for
+        domains.pop("num_iterations", None)
+        depths = _depths(search, contest)
+        return {**domains, "depth": replace(domains["depth"], low=min(depths), high=max(depths))}
+    least = domains["num_iterations"].low if "num_iterations" in domains else 1
+    batches = _batches(search, contest, search.template.model.depth, least)
+    return {**domains, "total_batch_size": replace(domains["total_batch_size"], high=max(batches))}
 
 
 def _sampled(domain: Domain) -> Any:
@@ -110,13 +128,18 @@ def _sampled(domain: Domain) -> Any:
 
 
 def _grid(search: BudgetSearch, contest: Contest) -> list[dict[str, float]]:
-    """A few values of depth and of batch, evenly over those there is time for; of everything else the default."""
-    choices = []
-    for depth in _spread(_depths(search, contest)):
-        batches = [int(batch) for batch in search.space["total_batch_size"].values()]
-        enough = [batch for batch in batches if _steps(search, contest, depth, batch) >= contest.least_steps]
-        choices += [{"depth": depth, "total_batch_size": batch} for batch in _spread(enough or batches[:1])]
-    return choices
+    """A few values of each number, evenly over those there is time for; of a base model those of depth and of batch,
+    and of everything else the default."""
+    if search.stage != "base":
+        values = {name: _spread(domain.values()) for name, domain in _domains(search, contest).items()}
+        return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+    return [{"depth": depth, "total_batch_size": batch} for depth in _spread(_depths(search, contest))
+            for batch in _spread(_batches(search, contest, depth, contest.least_steps))]  # fmt: skip
+
+
+def _batches(search: BudgetSearch, contest: Contest, depth: int, least_steps: float) -> list[int]:
+    batches = [int(batch) for batch in search.space["total_batch_size"].values()]
+    return [batch for batch in batches if _steps(search, contest, depth, batch) >= least_steps] or batches[:1]
 
 
 def _depths(search: BudgetSearch, contest: Contest) -> list[int]:
@@ -129,7 +152,7 @@ def _steps(search: BudgetSearch, contest: Contest, depth: int, batch: int) -> in
     return int(contest.trial_s * search.policy.tokens_per_second(depth, batch) / batch)
 
 
-def _spread(values: list[int]) -> list[int]:
+def _spread(values: Sequence[float]) -> list[float]:
     """The first, the last, and those evenly between."""
     places = {round(place * (len(values) - 1) / (GRID_VALUES - 1)) for place in range(GRID_VALUES)}
     return [values[place] for place in sorted(places)]
@@ -140,8 +163,11 @@ def config_of(search: BudgetSearch, contest: Contest, choice: dict[str, float]) 
     number of steps."""
     at = {name: min(search.space[name].values(), key=lambda value, to=value: abs(value - to))
           for name, value in choice.items()}  # fmt: skip
-    depth, batch = int(at.pop("depth")), int(at.pop("total_batch_size"))
-    lr = at.pop("lr_multiplier", search.template.base.lr_multiplier)
+    depth, batch = int(at.pop("depth", search.template.model.depth)), int(at.pop("total_batch_size"))
+    stage = search.template.stage(search.stage)
+    lr, steps = at.pop("lr_multiplier", stage.lr_multiplier), int(at.pop("num_iterations", stage.num_iterations))
+    if search.stage != "base":
+        return Config(depth, batch, lr, steps, at)
     return search.policy.at(depth, batch, contest.trial_s, lr, contest.least_steps, at)
 
 
@@ -166,7 +192,7 @@ def train_contender(settings: dict[str, Any], contest: Contest) -> None:
 def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | None:
     """The run of a trial, made if it is new and there is time for it."""
     key = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
-    run = Run(_trials(contest.run) / key)
+    run = Run(trials_directory(contest.run) / key)
     if run.exists():
         return run
     clock = read_clock(contest.run.clock_path)
@@ -174,12 +200,15 @@ def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | Non
     seconds = min(contest.trial_s, contest.end_s - clock())
     if seconds < MIN_LEFT_S:
         return None
-    cap_s = seconds + CLOSING_S[contest.hardware.device_type]
-    made = with_deadlines(search.trial_config(config), cap_s, contest.hardware, spent_s=0.0)
+    made, stage = search.trial_config(config), search.stage
+    if stage == "base":
+        made = with_deadlines(made, seconds + CLOSING_S[contest.hardware.device_type], contest.hardware, spent_s=0.0)
+    every = made.stage(stage).eval_every
     if contest.asked.policy == "asha":
-        every = max(made.base.num_iterations // NINTHS, 1)
-        made = replace(made, base=replace(made.base, eval_every=every, checkpoint_every=every))
-    return search.create_trial(run.directory, made, search=asdict(config))
+        every = max(made.stage(stage).num_iterations // NINTHS, 1)
+    deadline_s = made.stage(stage).deadline_s or seconds
+    changed = replace(made.stage(stage), eval_every=every, checkpoint_every=every, deadline_s=deadline_s)
+    return search.create_trial(run.directory, replace(made, **{stage: changed}), search=asdict(config))
 
 
 class _Teller:
@@ -188,6 +217,7 @@ class _Teller:
 
     def __init__(self, run: Run, contest: Contest, clock: RunClock) -> None:
         self.run, self.metrics, self.clock = run, JsonlSink(run.directory), clock
+        (self.stage,) = run.config().trained_stages
         self.tells, self.progress = contest.asked.policy == "asha", 0.0
 
     def __call__(self, event: Event) -> None:
@@ -198,7 +228,7 @@ class _Teller:
 
     def again(self) -> None:
         """What was told before the command was stopped."""
-        for event in read_events(self.run.directory, "base"):
+        for event in read_events(self.run.directory, self.stage):
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
@@ -206,33 +236,41 @@ class _Teller:
             self.progress = event.progress
         ninths = int(NINTHS * self.progress + 0.5)
         if self.tells and isinstance(event, Validated) and 0 < ninths < NINTHS:
-            ray.tune.report({"val_bpb": event.val_bpb, "ninths": ninths})
+            try:
+                ray.tune.report({"val_bpb": event.val_bpb, "ninths": ninths})
+            except SystemExit:
+                self.run.write_status(Status("interrupted", self.stage, reason="stopped: others were better there"))
+                raise
 
 
 # --- the whole of it --------------------------------------------------------------------------------------------------
 
 
 def hold(
-    search: BudgetSearch, clock: RunClock, runs_dir: Path, tell: Callable[[Observation], None]
+    search: BudgetSearch, contest: Contest, clock: RunClock, runs_dir: Path, table: TrialTable
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """Let Tune train trials. Returns the configuration and the record of the run that goes on with their best.
-
-    Args:
-        tell: called with what came of each trial.
+    """Let Tune train trials, shown in `table`. Returns the configuration and the record of the run that goes on with
+    their best.
 
     Raises:
         UserError: no trial got anywhere.
     """
-    contest = divided(search, clock())
     if not _choice_path(contest).exists() and clock() < contest.end_s:
-        look = Watch(search.run, contest.end_s + LATE_S, clock).look
+        watch = Watch(search.run, contest.end_s + LATE_S, clock)
+
+        def look() -> None:
+            watch.look()
+            table.look()
+            if clock() > contest.end_s - MIN_LEFT_S and not table.busy:
+                raise TimeIsUp
+
         trainable = ray.tune.with_parameters(train_contender, contest=contest)
         slots = search.policy.device.slots
         with suppress(TimeIsUp):
             tune(trainable, space_of(search, contest), _how(contest, slots), search.run, search.hardware, slots, look)
         search.run.clear_stop()
-    best = _best(search, contest, tell)
-    if contest.asked.policy != "tpe":
+    best = _best(search, contest)
+    if not contest.proxies:
         return search.adopt(best.run, best.config, best.why, clock(), runs_dir)
     now_s = clock()
     seconds, chosen = search.policy.final_seconds(now_s), best.config
@@ -257,16 +295,14 @@ def _how(contest: Contest, slots: int) -> ray.tune.TuneConfig:
         mode=None if policy == "asha" else "min",
         num_samples=1 if policy == "grid" else contest.count,
         max_concurrent_trials=slots if policy == "tpe" else None,
-        reuse_actors=True,
+        reuse_actors=False,
     )
 
 
 def _tpe(seed: int) -> Searcher:
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError:
-        raise UserError("--policy tpe needs Optuna", 'pip install -e ".[tpe]"') from None
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(metric="val_bpb", mode="min", seed=seed)
 
@@ -290,15 +326,14 @@ class _Choice:
     why: str
 
 
-def _best(search: BudgetSearch, contest: Contest, tell: Callable[[Observation], None]) -> _Choice:
+def _best(search: BudgetSearch, contest: Contest) -> _Choice:
     """The best of the trials, which is noted before anything is done with it. Raises UserError when there is none."""
     path = _choice_path(contest)
     if not path.exists():
         contenders = sorted(_contenders(contest), key=lambda each: each.began)
         for each in contenders:
             search.policy.observe(each.observation)
-            tell(each.observation)
-        able = [each for each in contenders if each.val_bpb < math.inf]
+        able = [each for each in contenders if each.observation.tokens > 0]
         if not able:
             raise UserError(
                 f"none of {len(contenders)} trials got anywhere in {contest.trial_s:.0f} s each",
@@ -308,17 +343,18 @@ def _best(search: BudgetSearch, contest: Contest, tell: Callable[[Observation], 
         settle(best.run, best.run.config())
         write_json(search.journal, search.policy.state_dict())
         why = f"lowest val_bpb of {len(able)} trials by {contest.asked.policy}: {best.val_bpb:.4f}"
-        write_json(path, {"trial": best.run.name, "config": asdict(best.config), "why": why})
+        write_json(path, {"trial": best.run.name, "config": asdict(best.observation.config), "why": why})
     noted = json.loads(path.read_text(encoding="utf-8"))
-    return _Choice(Run(_trials(contest.run) / noted["trial"]), Config(**noted["config"]), noted["why"])
+    return _Choice(Run(trials_directory(contest.run) / noted["trial"]), Config(**noted["config"]), noted["why"])
 
 
 def _contenders(contest: Contest) -> Iterator[_Contender]:
-    for record in _trials(contest.run).glob("*/run.json"):
+    for record in trials_directory(contest.run).glob("*/run.json"):
         run = Run(record.parent)
         config = Config(**run.record()["search"])
-        result = run.results().get("base")
-        left = result or _left_by(run)
+        (stage,) = run.config().trained_stages
+        result = run.results().get(stage)
+        left = result or _left_by(run, stage)
         if left is None:
             seen = Observation(config, 0, 0.0, 0.0, 0.0, None, "it got nowhere")
         else:
@@ -329,14 +365,10 @@ def _contenders(contest: Contest) -> Iterator[_Contender]:
         yield _Contender(run, config, seen, left["val_bpb"] if left else math.inf, record.stat().st_mtime)
 
 
-def _left_by(run: Run) -> dict[str, Any] | None:
+def _left_by(run: Run, stage: str) -> dict[str, Any] | None:
     """What the newest checkpoint of a trial that did not end says of it."""
-    newest = CheckpointStore(run.checkpoints("base")).newest(lambda text: None)
+    newest = CheckpointStore(run.checkpoints(stage)).newest(lambda text: None)
     return newest.state["result"] if newest else None
-
-
-def _trials(run: Run) -> Path:
-    return run.directory / "search" / "trials"
 
 
 def _choice_path(contest: Contest) -> Path:

@@ -1,17 +1,21 @@
 """The budget policy as a Ray Tune searcher: Tune places and watches trials; the policy decides, and its journal is the
 truth."""
 
+import gc
 import logging
 import math
 import os
+import shutil
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.tune
 from ray.tune.search import Searcher
 
@@ -20,10 +24,12 @@ from nanochat.clock import start_clock
 from nanochat.events import JsonlSink, Sink
 from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware
-from nanochat.run import Run
+from nanochat.run import Run, Status
 from nanochat.search.policy import BudgetPolicy, Commit, Observation, Trial
 
 POLL_S = 0.1
+MAX_DEPTH, MAX_ROWS = 1_000, 10_000  # more than there are, to tell workers apart by one number
+LEFT_SHARE = 0.1  # of the memory of a device, which a process may hold when its trial has ended
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Search:
     clock: Callable[[], float]
     make_trial: Callable[[Trial, Path], Run]
     """Writes the configuration of a trial's run into a directory."""
-    tell: Callable[[Observation, str], None]
-    """Called with what came of each trial, and why it was made."""
+    tell: Callable[[str, Observation], None]
+    """Called with the name of each trial's directory and what came of it."""
 
     @property
     def journal(self) -> Path:
@@ -54,6 +60,8 @@ class PolicySearcher(Searcher):
         super().__init__(metric="val_bpb", mode="min")
         self.search = search
         self.trials: dict[str, Trial] = {}
+        self.worn = 0
+        """Workers that did not give their memory back."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         decision = self.search.policy.decide(self.search.clock())
@@ -63,15 +71,19 @@ class PolicySearcher(Searcher):
         if decision is None:
             return None
         self.trials[trial_id] = decision
-        directory = self.search.run.directory / "search" / "trials" / trial_id
-        return {"run": str(self.search.make_trial(decision, directory).directory)}
+        directory = trials_directory(self.search.run) / trial_id
+        run = self.search.make_trial(decision, directory)
+        base = run.config().base
+        worker = (self.worn * MAX_DEPTH + decision.config.depth) * MAX_ROWS + base.device_batch_size
+        return {"run": str(run.directory), "worker": worker}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.trials.pop(trial_id)
         observation = observed(trial, result if result and not error else {"error": "the worker died"})
         self.search.policy.observe(observation)
+        self.worn += not (result or {}).get("released", True)
         self.search.record()
-        self.search.tell(observation, trial.why)
+        self.search.tell(trial_id, observation)
 
     def __getstate__(self) -> dict[str, Any]:
         """For Tune's own files, which are never read: the journal is the truth."""
@@ -82,6 +94,11 @@ class PolicySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """From the journal, by whoever makes the policy."""
+
+
+def trials_directory(run: Run) -> Path:
+    """Where the trials of a search are runs of their own."""
+    return run.directory / "search" / "trials"
 
 
 def observed(trial: Trial, result: dict[str, Any]) -> Observation:
@@ -99,11 +116,14 @@ def observed(trial: Trial, result: dict[str, Any]) -> Observation:
 
 def run_trials(search: Search, hardware: Hardware, while_waiting: Callable[[], None]) -> None:
     """Train the trials that the policy asks for, until it commits. Other arguments and errors as `tune`."""
+    for record in trials_directory(search.run).glob("*/run.json"):
+        if not Run(record.parent).result_path("base").exists():  # a command that was killed left it: it comes anew
+            shutil.rmtree(record.parent)
     slots = search.policy.device.slots
-    searcher = ray.tune.TuneConfig(
+    how = ray.tune.TuneConfig(
         search_alg=PolicySearcher(search), num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
     )
-    tune(train_trial, {}, searcher, search.run, hardware, slots, while_waiting)
+    tune(train_trial, {}, how, search.run, hardware, slots, while_waiting)
 
 
 def tune(
@@ -122,11 +142,11 @@ def tune(
         Exception: whatever Tune raised.
     """
     failures: list[BaseException] = []
-    each = {"cpu": max(hardware.cpu_count // slots, 1), "gpu": 1 if hardware.device_type == "cuda" else 0}
+    each = {"CPU": max(hardware.cpu_count // slots, 1), "GPU": 1 if hardware.device_type == "cuda" else 0}
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose boxes come even at verbose=0
     with cluster(hardware):
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trainable, each),
+            ray.tune.with_resources(trainable, partial(_resources, each)),
             param_space=param_space,
             tune_config=how,
             run_config=ray.tune.RunConfig(
@@ -150,12 +170,20 @@ def tune(
         raise failures[0]
 
 
-def train_trial(settings: dict[str, str]) -> None:
+def _resources(each: dict[str, float], settings: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
+    """Of a trial. Tune reuses a worker only for trials that ask for the very same, so a few bytes of memory tell
+    trials apart that must not share one: those of another depth or device batch, whose graphs are others, and those
+    after a worker that did not give its memory back."""
+    return ray.tune.PlacementGroupFactory([{**each, "memory": float(settings.get("worker", 1))}])
+
+
+def train_trial(settings: dict[str, Any]) -> None:
     """What a trial's worker runs: the pipeline, on a run of its own that saves nothing."""
     started = time.time()
     run = Run(Path(settings["run"]))
     start_clock(run.clock_path, started)
-    ray.tune.report(trained(run, started, JsonlSink(run.directory)))
+    result = trained(run, started, JsonlSink(run.directory))
+    ray.tune.report({**result, "released": _memory_is_released()})
 
 
 def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
@@ -172,18 +200,20 @@ def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
     from nanochat.workers import Workers
 
     logging.getLogger("rustbpe").setLevel(logging.WARNING)
-    torch.compiler.reset()  # a process that has trained other trials holds their graphs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    (stage,) = run.config().trained_stages
+    run.write_status(Status("running", stage))
     try:
         run_pipeline(run, Workers(device=device), emit, run.stop_requested)
     except Exception as error:
         memory = is_out_of_memory(error) or "does not fit in memory" in str(error)
         (run.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
         what = "out_of_memory" if memory else f"{type(error).__name__}: {error}".splitlines()[0]
-        return {"error": what, "val_bpb": math.inf}
-    result = run.results()["base"]
+        return _failed(run, what)
+    result = run.results()[stage]
     if result["tokens_per_second"] == 0:  # too few steps for it to be known
-        return {"error": "its time was up before it had trained", "val_bpb": math.inf}
+        return _failed(run, "its time was up before it had trained")
+    run.write_status(Status("done", stage))
     spent_s = time.time() - started
     return {
         "tokens": result["tokens"],
@@ -192,3 +222,19 @@ def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
         "tokens_per_second": result["tokens_per_second"],
         "val_bpb": result["val_bpb"],
     }
+
+
+def _failed(run: Run, what: str) -> dict[str, Any]:
+    run.write_status(Status("failed", reason=what))
+    return {"error": what, "val_bpb": math.inf}
+
+
+def _memory_is_released() -> bool:
+    """Whether a trial that has ended has left the device's memory to the next one."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated() < LEFT_SHARE * torch.cuda.get_device_properties(0).total_memory
+    return psutil.Process().memory_info().rss < LEFT_SHARE * psutil.virtual_memory().total

@@ -61,7 +61,7 @@ def new_record(
     check_data(request.data)
     start_model, start = None, {}
     if request.start_from:
-        checkpoint, tokenizer = _start_checkpoint(request.start_from, runs_dir)
+        checkpoint, tokenizer = start_checkpoint(request.start_from, runs_dir)
         start_model = from_dict(ModelConfig, checkpoint.state["model"])
         start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
     hardware = hardware or detect_hardware()
@@ -113,7 +113,7 @@ def check_data(data: str) -> None:
         next(read_documents([file]), None)
 
 
-def _start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
+def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
     """The checkpoint that --from names, and the directory of its tokenizer."""
     path = Path(start_from).absolute()
     if (path / "manifest.json").exists():

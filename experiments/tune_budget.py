@@ -3,6 +3,7 @@
   python experiments/tune_budget.py --hours 6
   python experiments/tune_budget.py --hours 0.2 --data tinyworld    # two CPU cores are enough
   python experiments/tune_budget.py --hours 6 --stages base         # all of it for the base model
+  python experiments/tune_budget.py --hours 1 --space sft --from demo   # fine-tune demo's model as well as can be
   python experiments/tune_budget.py --hours 6 --plan                what it would try, and nothing else
 
 The hours count from the start of the command, and everything is within them. The same command again goes on from
@@ -15,17 +16,20 @@ import sys
 import time
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from experiments import cli
-from experiments.budget_search import Asked, BudgetSearch
+from experiments.budget_search import Asked, BudgetSearch, named_space
 from experiments.deadline import TimeIsUp, Watch
 from experiments.ray_train import Scale
-from experiments.session import begin, check_data, named_run, show_plan, train
+from experiments.search_report import INTERVAL, hours_table, sections
+from experiments.session import begin, check_data, named_run, show_plan, start_checkpoint, train
 from experiments.terminal import make_console, show_table
+from experiments.trial_table import TrialTable
 from nanochat.clock import RunClock
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
 from nanochat.errors import UserError
@@ -48,14 +52,15 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("--hours", type=float, required=True, help="wall-clock, from the start of the command")
     add("--space", default="budget", metavar="NAME_OR_FILE", help="of search_spaces/, or yours (default: budget)")
-    add("--stages", default="base,mid,sft", help="that share the hours (default: base,mid,sft)")
+    add("--stages", help="that share the hours (default: base,mid,sft; of a space of a later stage, that alone)")
+    add("--from", dest="start_from", default="", metavar="RUN", help="whose weights a space of mid or sft starts from")
     add("--data", default=TINYWORLD, help="tinyworld (built in), or a text file or folder, as for run_stage.py")
     add("--name", default="budget", help="of the run (default: budget)")
     add("--depth", type=int, help="of the model, if it is not to be searched")
     add("--max-seq-len", type=int, help="tokens of context")
     add("--num-workers", type=int, default=1, help="of the final run; on GPUs as many trials at a time (default: 1)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (default: auto)")
-    add("--policy", choices=POLICIES, default=POLICIES[0], help="ours is budget; the others are Ray Tune's, to compare")
+    add("--policy", choices=POLICIES, help="ours is budget; the others are Ray Tune's, to compare, or for later stages")
     add("--fresh-prior", action="store_true", help="forget what earlier searches on this machine and data have seen")
     add("--seed", type=int, default=0)
     add("--plan", action="store_true", help="say what would be tried, and stop")
@@ -83,25 +88,33 @@ def main(argv: list[str]) -> int:
             write_json(run.record_path, {"config": to_dict(config), **record})
         config, record = run.config(), {key: part for key, part in run.record().items() if key != "config"}
         show_plan(console, run, config, record)
-        return train(console, run, config, record, Scale(args.num_workers), clock, search.sections)
+        return train(console, run, config, record, Scale(args.num_workers), clock, partial(sections, search))
 
 
 def _asked(args: argparse.Namespace) -> Asked:
-    stages = tuple(stage.strip() for stage in args.stages.split(",") if stage.strip())
+    space = named_space(args.space)
+    about_base = space.stage == "base"
+    default = "base,mid,sft" if about_base else space.stage
+    stages = tuple(stage.strip() for stage in (args.stages or default).split(",") if stage.strip())
     problems = [f"there is no stage {stage!r}" for stage in stages if stage not in TRAINED_STAGES]
-    if not problems and "base" not in stages:
-        problems.append("--stages must have base in it, which is what is searched")
+    ordered = tuple(stage for stage in STAGES if stage in stages)
+    if not problems and ordered[:1] != (space.stage,):
+        problems.append(f"--stages must begin with {space.stage}, which space {space.name!r} is about")
     if not args.hours > 0:
         problems.append(f"--hours must be positive, not {args.hours:g}")
     if args.num_workers < 1:
         problems.append(f"--num-workers must be at least 1, not {args.num_workers}")
     if problems:
-        raise UserError("; ".join(problems), "try --hours 0.5 --stages base,mid,sft")
+        raise UserError("; ".join(problems), f"try --hours 0.5 --stages {default}")
+    policy = args.policy or ("budget" if about_base else "random")
+    _check_policy(policy, about_base, args)
     data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
     check_data(data)
+    start = "" if about_base else start_checkpoint(args.start_from, args.runs_dir)[0].location
     request = Request(
         data=data,
-        stages=tuple(stage for stage in STAGES if stage in ("tokenizer", *stages)),
+        stages=("tokenizer", *ordered) if about_base else ordered,
+        start_from=start,
         seed=args.seed,
         depth=args.depth,
         max_seq_len=args.max_seq_len,
@@ -109,7 +122,20 @@ def _asked(args: argparse.Namespace) -> Asked:
         num_workers=args.num_workers,
         hours=args.hours,
     )
-    return Asked(request, args.space, args.fresh_prior, args.policy)
+    return Asked(request, args.space, args.fresh_prior, policy)
+
+
+def _check_policy(policy: str, about_base: bool, args: argparse.Namespace) -> None:
+    if about_base and args.start_from:
+        raise UserError("--from is for spaces of mid or sft; base models begin anew", "choose --space sft")
+    if not about_base and not args.start_from:
+        raise UserError(f"space {args.space!r} is about training that starts from a run's weights", "add --from RUN")
+    if not about_base and policy == "budget":
+        raise UserError(
+            "the budget policy knows base models only", f"choose --policy {', '.join(POLICIES[1:])} for this space"
+        )
+    if policy == "tpe" and find_spec("optuna") is None:
+        raise UserError("--policy tpe needs Optuna", 'pip install -e ".[tpe]"')
 
 
 def _check_same(run: Run, asked: Asked) -> None:
@@ -145,18 +171,22 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float) -> None:
         )
     console.print(f"[bold]Search {search.run.name}[/bold] in {search.run.directory}", soft_wrap=True)
     console.print(search.hardware.describe())
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + cap_s - now_s))
+    reserved = f"{duration(policy.overheads.reserve_s)} are reserved for later stages, evaluation and report"
+    console.print(f"{duration(cap_s)} in all: {reserved}. It ends before {when}.", soft_wrap=True)
+    domains = "; ".join(f"{name} {domain.low:g} to {domain.high:g}" for name, domain in search.space.domains.items())
+    console.print(f"Space {search.space.name}: {domains}", soft_wrap=True)
+    if search.asked.policy != "budget":
+        console.print(f"Trials are chosen by Ray Tune: {search.asked.policy}.\n", soft_wrap=True)
+        return
     console.print(
-        f"{duration(cap_s)} in all: {duration(policy.overheads.reserve_s)} are reserved for later stages, evaluation "
-        f"and report, {duration(policy.overheads.final_s)} for starting; at most {duration(MAX_EXPLORED * cap_s)} go "
-        "to trials, as long as they are worth more than they cost. "
-        f"It ends before {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(time.time() + cap_s - now_s))}.",
+        f"At most {duration(MAX_EXPLORED * cap_s)} go to trials, as long as they are worth more than they cost; "
+        f"{duration(policy.overheads.final_s)} to starting the final run.",
         soft_wrap=True,
     )
     earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
-    console.print(f"Known beforehand: {policy.prior.source}{earlier}", soft_wrap=True)
-    domains = "; ".join(f"{name} {domain.low:g} to {domain.high:g}" for name, domain in search.space.domains.items())
-    console.print(f"Space {search.space.name}: {domains}\n", soft_wrap=True)
-    show_table(console, search.hours_table())
+    console.print(f"Known beforehand: {policy.prior.source}{earlier}\n", soft_wrap=True)
+    show_table(console, hours_table(search))
 
 
 def _search(
@@ -165,38 +195,43 @@ def _search(
     """Run trials until the policy commits. Returns the configuration and the record of the final run."""
     search.prepare(lambda text: console.print(f"[dim]{text}[/dim]"))
     if search.asked.policy != "budget":
-        from experiments.contest import hold
+        from experiments.contest import divided, hold
 
-        return hold(search, clock, runs_dir, partial(_tell, console, search))
-    watch = Watch(search.run, MOST_ON_TRIALS * search.asked.cap_s, clock)
+        contest = divided(search, clock())
+        with TrialTable(console, search.run, lambda: contest.end_s - clock()) as table:
+            return hold(search, contest, clock, runs_dir, table)
     decision = search.policy.decide(clock())
     if not isinstance(decision, Commit):
-        from experiments.ray_tune import Search, run_trials
-
         search.policy.take_back(decision)
-        trials = Search(search.run, search.policy, clock, search.make_trial, partial(_tell, console, search))
-        try:
-            run_trials(trials, search.hardware, watch.look)
-        except TimeIsUp:
-            console.print("[yellow]warning: the trials take too long; the final run begins[/yellow]")
-        search.run.clear_stop()
-        search.policy.stop_exploring()
+        _explore(console, search, clock)
         decision = search.policy.decide(clock())
         assert isinstance(decision, Commit)
     return search.commit(decision, clock(), runs_dir)
 
 
-def _tell(console: Console, search: BudgetSearch, seen: Observation, why: str = "") -> None:
-    """One line a trial."""
-    config, number = seen.config, len(search.policy.observations)
-    what = f"depth {config.depth}, batch {config.total_batch_size:,}, lr_multiplier {config.lr_multiplier:.2g}"
-    came = f"[yellow]{seen.error}[/yellow]" if seen.error else f"val_bpb {seen.val_bpb:.4f} on {seen.tokens:,} tokens"
-    outlook = ""
-    if why:
-        policy = search.policy
-        best = policy.best(policy.final_seconds(policy.explored_s), policy.device.final_devices)
-        outlook = f", {why}; final now predicted {policy.predict(best, best.tokens)[0]:.3f}"
-    console.print(f"trial {number}: {what}: {came}{outlook}", soft_wrap=True)
+def _explore(console: Console, search: BudgetSearch, clock: RunClock) -> None:
+    """Train the trials that the policy asks for."""
+    from experiments.ray_tune import Search, run_trials
+
+    policy, most_s = search.policy, MOST_ON_TRIALS * search.asked.cap_s
+    watch = Watch(search.run, most_s, clock)
+
+    def tell(name: str, seen: Observation) -> None:
+        best = policy.best(policy.final_seconds(clock()), policy.device.final_devices)
+        mean, sd = policy.predict(best, best.tokens)
+        table.tell(name, seen.error, f"{mean:.3f} ± {INTERVAL * sd:.3f}")
+
+    def look() -> None:
+        watch.look()
+        table.look()
+
+    try:
+        with TrialTable(console, search.run, lambda: MAX_EXPLORED * search.asked.cap_s - policy.explored_s) as table:
+            run_trials(Search(search.run, policy, clock, search.make_trial, tell), search.hardware, look)
+    except TimeIsUp:
+        console.print("[yellow]warning: the trials take too long; the final run begins[/yellow]")
+    search.run.clear_stop()
+    policy.stop_exploring()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """What tests share: one cache of data for the whole session, so that the built-in world is made once."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes at a time: a core each, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanochat.search.law import NAMES, PUBLISHED, Points, Prior, predict
+from nanochat.search.law import NAMES, PUBLISHED, Points, Prior, fit, predict
 from nanochat.search.policy import BudgetPolicy, Commit, Config, Device, Observation, Overheads, Trial
+from nanochat.search.priors import SMALL
 from nanochat.search.space import Space
 
 FEATURES = 64
@@ -20,14 +21,15 @@ Array = np.ndarray
 class Machine:
     """A kind of device as worlds know it: what the planner would say of it, and what does not train."""
 
-    name: str
     device: Device
     overheads: Overheads
+    preset: Config
+    """What a user would train without looking at the hours."""
     prior: Prior = PUBLISHED
     unique_tokens: float = np.inf
 
 
-def gpu() -> Machine:
+def gpu(unique_tokens: float = np.inf) -> Machine:
     """Like an A100: models from 5 to 700 million parameters, in bf16."""
 
     def parameters(depth: int) -> float:
@@ -37,7 +39,21 @@ def gpu() -> Machine:
         utilisation = 0.45 * depth / (depth + 2.5)
         return 312e12 * utilisation / (6.5 * parameters(depth)) * batch / (batch + 16_384)
 
-    return Machine("gpu", Device(parameters, rate), Overheads(60.0, 6.0, 5.0, 60.0, 40.0))
+    preset = Config(12, 524_288, 1.0, 2000)
+    return Machine(Device(parameters, rate), Overheads(60.0, 6.0, 5.0, 60.0, 40.0), preset, PUBLISHED, unique_tokens)
+
+
+def two_cores() -> Machine:
+    """Like the CPU of a small machine: models up to a few million parameters, in fp32, on TinyWorld."""
+
+    def parameters(depth: int) -> float:
+        return 12.0 * depth * (64 * depth) ** 2 + 1024 * 64.0 * depth
+
+    def rate(depth: int, batch: int) -> float:
+        utilisation = 0.35 * depth / (depth + 1)
+        return 0.3e12 * utilisation / (6.5 * parameters(depth)) * batch / (batch + 256)
+
+    return Machine(Device(parameters, rate), Overheads(21.0, 21.0, 3.0, 31.0, 14.0), Config(3, 3072, 5.0, 400), SMALL)
 
 
 @dataclass(frozen=True)
@@ -56,9 +72,10 @@ class World:
         for learning rate and batch."""
         self.machine, self.rng = machine, np.random.default_rng([seed, 1])
         prior, rng = machine.prior, np.random.default_rng([seed, 0])
-        self.theta = np.array(prior.mean) + spread * np.array(prior.sd) * rng.standard_normal(len(NAMES))
-        self.theta[NAMES.index("x0")] = prior.mean[NAMES.index("x0")] + 0.3 * rng.standard_normal()
-        self.theta[NAMES.index("lB")] = prior.mean[NAMES.index("lB")] + 0.4 * rng.standard_normal()
+        believed = fit(prior, None, np.zeros(0))
+        self.theta = believed.theta + spread * np.linalg.cholesky(believed.covariance) @ rng.standard_normal(len(NAMES))
+        for name, sd in (("x0", 0.3), ("lB", 0.4)):
+            self.theta[NAMES.index(name)] = believed.theta[NAMES.index(name)] + sd * rng.standard_normal()
         if shift:
             self.theta[NAMES.index("x0")] += shift.lr * rng.choice([-1, 1])
             self.theta[NAMES.index("lB")] += shift.batch * rng.choice([-1, 1])
@@ -154,14 +171,24 @@ def all_but_luck(world: World, space: Space, cap_s: float, seed: int) -> float:
     return float(world.quality([configs[int(np.argmin(law))]])[0])
 
 
+def fixed_preset(world: World, space: Space, cap_s: float, seed: int) -> float:
+    """The same training whatever the hours, cut off where they are too few."""
+    del space, seed
+    seconds = cap_s - world.machine.overheads.final_s - world.machine.overheads.reserve_s
+    preset = world.machine.preset
+    steps = min(preset.num_iterations, int(seconds * world.rate(preset) / preset.total_batch_size))
+    return float(world.quality([replace(preset, num_iterations=max(steps, 1))])[0])
+
+
 def rule_of_thumb(world: World, space: Space, cap_s: float, seed: int) -> float:
     """Eight tokens a parameter at the measured throughput, batch and learning rate by the scaling rules."""
     del seed
+    lr = world.machine.preset.lr_multiplier
     seconds = cap_s - world.machine.overheads.final_s - world.machine.overheads.reserve_s
     best, distance = None, np.inf
     for depth in map(int, space["depth"].values()):
         batch = _rule_batch(world, space, seconds, depth)
-        config = Config(depth, batch, 1.0, max(int(seconds * world.rate(Config(depth, batch, 1.0, 1)) / batch), 1))
+        config = Config(depth, batch, lr, max(int(seconds * world.rate(Config(depth, batch, lr, 1)) / batch), 1))
         away = abs(np.log(config.tokens / world.machine.device.parameters(depth) / 8))
         if away < distance:
             best, distance = config, away
@@ -261,12 +288,13 @@ def _by_ratio(world: World, space: Space, seconds: float, ratio: float) -> Confi
     for depth in map(int, space["depth"].values()):
         batch = _rule_batch(world, space, seconds, depth)
         steps = max(int(seconds * world.rate(Config(depth, batch, 1.0, 1)) / batch), 1)
-        made.append(Config(depth, batch, 1.0, steps))
+        made.append(Config(depth, batch, world.machine.preset.lr_multiplier, steps))
     return min(made, key=lambda c: abs(np.log(c.tokens / world.machine.device.parameters(c.depth) / ratio)))
 
 
 BASELINES: dict[str, Search] = {
     "all but luck": all_but_luck,
+    "fixed preset": fixed_preset,
     "rule of thumb": rule_of_thumb,
     "random x3": random_trials,
     "ASHA": asha,

@@ -1,0 +1,97 @@
+"""Tune's own ways to search: what they may try, and real trials in Ray's processes to the end."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import tune_budget
+from experiments.budget_search import Asked, BudgetSearch
+from experiments.contest import Contest, _grid, config_of, divided, space_of
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.resolve import Request
+from nanochat.run import Run
+from nanochat.search.policy import MIN_STEPS
+from nanochat.training.checkpoint import CheckpointStore
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+
+
+def contest_of(directory: Path, policy: str, hours: float = 1.0, **request: object) -> tuple[BudgetSearch, Contest]:
+    search = BudgetSearch(Run(directory), Asked(Request(hours=hours, **request), "budget", policy=policy), CPU)
+    return search, divided(search, 20.0)
+
+
+@pytest.mark.parametrize("policy", ["asha", "random", "grid", "tpe"])
+def test_the_hours_are_divided_once_and_hold_all_trials(tmp_path, policy):
+    search, contest = contest_of(tmp_path, policy)
+    assert contest.end_s < search.asked.cap_s - search.policy.overheads.reserve_s + 1
+    if contest.count > 0:
+        assert contest.count * contest.trial_s < contest.end_s - 20
+    assert divided(search, 500.0) == contest
+    assert contest.proxies == (policy == "tpe")
+
+
+@pytest.mark.parametrize("policy", ["asha", "random", "tpe"])
+def test_whatever_tune_draws_is_of_the_space_and_makes_its_steps(tmp_path, policy):
+    search, contest = contest_of(tmp_path, policy)
+    space = space_of(search, contest)["choice"]
+    assert space.keys() == {"depth", "total_batch_size", "lr_multiplier"}
+    for _ in range(50):
+        config = config_of(search, contest, {name: domain.sample() for name, domain in space.items()})
+        assert config.depth in search.space["depth"].values()
+        assert config.total_batch_size in search.space["total_batch_size"].values()
+        assert config.lr_multiplier in search.space["lr_multiplier"].values()
+        assert config.num_iterations >= contest.least_steps
+
+
+def test_a_grid_spans_what_there_is_time_for(tmp_path):
+    search, contest = contest_of(tmp_path, "grid")
+    configs = [config_of(search, contest, choice) for choice in _grid(search, contest)]
+    assert len({(config.depth, config.total_batch_size) for config in configs}) == len(configs) >= 7
+    assert {config.lr_multiplier for config in configs} == {search.template.base.lr_multiplier}
+    assert min(config.num_iterations for config in configs) >= MIN_STEPS
+    assert len({config.depth for config in configs}) == 3
+
+
+def test_a_given_depth_is_all_that_is_tried(tmp_path):
+    search, contest = contest_of(tmp_path, "grid", depth=2)
+    assert {choice["depth"] for choice in _grid(search, contest)} == {2}
+    assert space_of(search, replace(contest, asked=replace(contest.asked, policy="random")))["choice"]["depth"] == 2
+
+
+def tune(directory: Path, seconds: int, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, tune_budget.__file__, "--hours", str(seconds / 3600), "--runs-dir", str(directory),
+               "--compile", "off", *options]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=2 * seconds + 30)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(290)
+def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path, cache):
+    """random for a base model, then asha for the fine-tuning of it."""
+    done = tune(tmp_path, 90, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run(tmp_path / "first")
+    trials = [Run(record.parent) for record in (run.directory / "search" / "trials").glob("*/run.json")]
+    assert len(trials) == 3
+    left = [trial.results()["base"]["val_bpb"] for trial in trials if trial.results()]
+    assert len(left) == 2  # the third is the run's own now
+    assert run.results()["base"]["val_bpb"] < min(left)
+    assert CheckpointStore(run.checkpoints("base")).steps()
+    assert "lowest val_bpb of 3 trials by random" in done.stdout
+    assert "Traceback" not in done.stderr
+
+    tuned = tune(tmp_path, 80, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    run = Run(tmp_path / "second")
+    result = run.results()["sft"]
+    assert result["val_bpb"] < result["first_val_bpb"]
+    assert result["scores"]["overall"]["count"] > 100
+    assert CheckpointStore(run.checkpoints("sft")).steps()[-1] == result["iterations"]
+    assert json.loads((run.directory / "clock.json").read_text())["beat"]
+    assert "by asha" in run.report_path.read_text()
+    assert "Traceback" not in tuned.stderr

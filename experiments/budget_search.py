@@ -3,6 +3,7 @@ what is remembered of them."""
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -37,6 +38,7 @@ FINAL_START_S = {"cpu": 16.0, "cuda": 30.0}  # Ray Train and the same
 EVALUATION_S = {"cpu": 3.0, "cuda": 5.0}
 TRIAL_OVERTIME = 1.5  # a trial that takes so many times its budget is ended by its clock
 MAX_REMEMBERED = 500  # trainings of all earlier searches
+SHARED = ("train_tokens", "start_from", "start_tokenizer", "compile", "compute_dtype", "attention")
 DATA_SPARE = 1.5  # text prepared, over what the first choice would go through
 
 
@@ -49,6 +51,8 @@ class Asked:
     space: str
     fresh_prior: bool = False
     policy: str = "budget"
+    start: str = ""
+    """What --from said; the request has the checkpoint it meant."""
 
     @property
     def hours(self) -> float:
@@ -83,7 +87,8 @@ class BudgetSearch:
             checkpoint, tokenizer = start_checkpoint(self.request.start_from, Path())
             self.start_model = from_dict(ModelConfig, checkpoint.state["model"])
             start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
-        return replace(self._resolved(replace(self.request, hours=None)), **start)
+        config = replace(self._resolved(replace(self.request, hours=None)), **start)
+        return replace(config, train_tokens=self._train_tokens()) if self._data_path.exists() else config
 
     def _resolved(self, request: Request) -> RunConfig:
         compiler = shutil.which("g++") or shutil.which("clang++")
@@ -110,7 +115,15 @@ class BudgetSearch:
                 f"no total_batch_size of this space is a multiple of {row:,} tokens, a row for each worker",
                 "change --max-seq-len or the space",
             )
+        if odd := [value for value in batch.values() if value > min(batches) and value % row]:
+            raise UserError(
+                f"total_batch_size {odd[0]:,} of this space is no multiple of {row:,} tokens, a row for each worker",
+                "let it begin with a multiple, and go up by whole factors of two",
+            )
         domains["total_batch_size"] = replace(batch, low=min(batches))
+        if "lr_multiplier" not in domains:
+            lr = self.template.stage(self.stage).lr_multiplier
+            domains["lr_multiplier"] = Domain("lr_multiplier", self.stage, lr, lr, "log2", 1)
         return Space(space.name, domains)
 
     def _fits(self, depth: int) -> bool:
@@ -144,7 +157,7 @@ class BudgetSearch:
             Overheads(start_s, WARM_START_S[on], EVALUATION_S[on], FINAL_START_S[on] + compile_s, self._reserve_s()),
             unique_tokens,
             self.asked.request.seed,
-            device=Device(parameters, rate, final_devices=devices, slots=devices),
+            device=Device(parameters, rate, devices, devices, self.template.model.max_seq_len),
         )
         if not self.asked.fresh_prior:
             policy.recall(self._remembered())
@@ -156,12 +169,10 @@ class BudgetSearch:
         """After the base stage: evaluating and saving it, the later stages, the report."""
         on = self.hardware.device_type
         tail_s = stage_tail_s(self.template, self.stage, on) + EVALUATION_S[on]
-        if self.stage != "base":
-            return CLOSING_S[on] + tail_s
         mode = MODES[self.template.mode]
         share = {"base": mode.base_iterations or 0, "mid": mode.mid_iterations, "sft": mode.sft_iterations}
         asked = {stage: share[stage] for stage in self.template.trained_stages}
-        later = 1 - asked["base"] / sum(asked.values())
+        later = 1 - asked[self.stage] / sum(asked.values())
         return CLOSING_S[on] + tail_s + later * (self.asked.cap_s - CLOSING_S[on] - FINAL_START_S[on])
 
     @property
@@ -187,11 +198,14 @@ class BudgetSearch:
 
     def _train_tokens(self) -> int:
         """How much text to prepare: decided once, so that all trials and the final run find the same shards."""
-        path = self.run.directory / "search" / "data.json"
-        if not path.exists():
+        if not self._data_path.exists():
             longest = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
-            write_json(path, {"train_tokens": max(int(DATA_SPARE * longest.tokens), 1_000_000)})
-        return int(json.loads(path.read_text(encoding="utf-8"))["train_tokens"])
+            write_json(self._data_path, {"train_tokens": max(int(DATA_SPARE * longest.tokens), 1_000_000)})
+        return int(json.loads(self._data_path.read_text(encoding="utf-8"))["train_tokens"])
+
+    @property
+    def _data_path(self) -> Path:
+        return self.run.directory / "search" / "data.json"
 
     # --- choices become runs ----------------------------------------------------------------------------------------
 
@@ -209,10 +223,9 @@ class BudgetSearch:
         return self._as_searched(self._resolved(asked), eval_questions=0)
 
     def _as_searched(self, config: RunConfig, **settings: Any) -> RunConfig:
-        """With the same data, start and evaluation as all others of this search."""
+        """With data, start, arithmetic and evaluation as all others of this search."""
         stage = replace(config.stage(self.stage), eval_tokens=EVAL_TOKENS[self.hardware.device_type], **settings)
-        same = {name: getattr(self.template, name) for name in ("train_tokens", "start_from", "start_tokenizer")}
-        return replace(config, **{self.stage: stage}, **same)
+        return replace(config, **{self.stage: stage}, **{name: getattr(self.template, name) for name in SHARED})
 
     def create_trial(self, directory: Path, config: RunConfig, **record: Any) -> Run:
         """The run of a trial, with this search's tokenizer."""
@@ -220,21 +233,22 @@ class BudgetSearch:
         return create(directory, config, {"hardware": asdict(self.hardware), **record})
 
     def _request(self, config: Config) -> Request:
-        settings = {name: int(value) for name, value in config.settings.items()}
+        most = config.total_batch_size // (self.template.model.max_seq_len * self.request.num_workers)
+        settings = {name: math.gcd(int(value), most) for name, value in config.settings.items()}  # device_batch_size
         asked = replace(self.request, total_batch_size=config.total_batch_size, **settings)
         if self.stage == "base":
             return replace(asked, depth=config.depth, lr_multiplier=config.lr_multiplier)
-        lr = f"{self.stage}.lr_multiplier={config.lr_multiplier:g}"
-        return replace(asked, hours=None, num_iterations=config.num_iterations, assignments=(*asked.assignments, lr))
+        chosen = (f"{self.stage}.lr_multiplier={config.lr_multiplier:g}",
+                  f"{self.stage}.num_iterations={config.num_iterations}")  # fmt: skip
+        return replace(asked, hours=None, assignments=(*asked.assignments, *chosen))
 
     def commit(self, decision: Commit, now_s: float, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The configuration and the record of the final run."""
         compile_s = COMPILE_S[self.hardware.device_type] if self.template.compile else 0.0
         mean, sd = self.policy.predict(decision.config, decision.config.tokens)
-        return self._final_run(
-            decision.config, decision.why, now_s, now_s + self.policy.overheads.final_s - compile_s, runs_dir,
-            predicted=mean, sd=sd,
-        )  # fmt: skip
+        begin_s = now_s + self.policy.overheads.final_s - compile_s
+        return self._final_run(self._request(decision.config), decision.config, decision.why, now_s, begin_s, runs_dir,
+                               predicted=mean, sd=sd)  # fmt: skip
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
@@ -244,13 +258,18 @@ class BudgetSearch:
         Args:
             chosen: with the iterations that were made.
         """
-        config, record = self._final_run(chosen, why, now_s, now_s, runs_dir)
+        request = replace(self._request(chosen), hours=None)
+        config, record = self._final_run(request, chosen, why, now_s, None, runs_dir)
         later = tuple(stage for stage in config.trained_stages if stage != self.stage)
         if later:
             begin_s = now_s + FINAL_START_S[self.hardware.device_type]
-            rest = with_deadlines(replace(config, stages=later), self.asked.cap_s, self.hardware,
-                                  self.asked.request.num_workers, begin_s)  # fmt: skip
-            config = replace(config, **{stage: rest.stage(stage) for stage in later})
+            try:
+                rest = with_deadlines(replace(config, stages=later), self.asked.cap_s, self.hardware,
+                                      self.asked.request.num_workers, begin_s)  # fmt: skip
+                config = replace(config, **{stage: rest.stage(stage) for stage in later})
+            except UserError as error:  # the model is not lost for it
+                config = replace(config, stages=tuple(stage for stage in config.stages if stage not in later))
+                record["reasons"].append(f"without {' and '.join(later)}: {error.message}")
         ours, theirs = self.run.directory / self.stage, trial.directory / self.stage
         if not ours.exists():
             os.rename(theirs, ours)
@@ -263,11 +282,12 @@ class BudgetSearch:
         return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
 
     def _final_run(
-        self, chosen: Config, why: str, now_s: float, begin_s: float, runs_dir: Path, **predicted: float
+        self, request: Request, chosen: Config, why: str, now_s: float, begin_s: float | None, runs_dir: Path,
+        **predicted: float,
     ) -> tuple[RunConfig, dict[str, Any]]:
         choice = {"config": asdict(chosen), "why": why, "at_s": now_s, **predicted}
         write_json(self.run.directory / "search" / "commit.json", choice)
-        config, record = new_record(self._request(chosen), runs_dir, self.hardware, begin_s)
+        config, record = new_record(request, runs_dir, self.hardware, begin_s)
         reason = (
             f"depth {chosen.depth}, total_batch_size {chosen.total_batch_size:,}, lr_multiplier "
             f"{chosen.lr_multiplier:.2g}: {why}"
@@ -280,7 +300,8 @@ class BudgetSearch:
     def _memory(self) -> Path:
         """Where searches on this hardware and data keep what they saw."""
         model = self.template.model
-        key = [self.hardware.name, self.asked.request.data, model.vocab_size, model.max_seq_len]
+        key = [self.hardware.name, self.asked.request.data, model.vocab_size, model.max_seq_len,
+               self.template.compile, self.template.compute_dtype]  # fmt: skip
         return cache_directory() / "search" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 
     def _remembered(self) -> list[Observation]:

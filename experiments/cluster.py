@@ -19,6 +19,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or threads that a shutdown leaves behind would start a Ray of their own
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths that the user gave are relative to where the command was started
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process stop the training
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one that hangs is given up

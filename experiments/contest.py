@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ from nanochat.config import RunConfig
 from nanochat.errors import UserError
 from nanochat.events import Event, JsonlSink, Saved, StepDone, Validated, read_events
 from nanochat.files import write_json
-from nanochat.planning.deadlines import CLOSING_S, with_deadlines
+from nanochat.planning.deadlines import CLOSING_S, LOOKS, with_deadlines
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run, Status
 from nanochat.search.policy import MIN_STEPS, MIN_TRIAL_STEPS, Commit, Config, Observation
@@ -184,14 +185,22 @@ def train_contender(settings: dict[str, Any], contest: Contest) -> None:
     if run is None:
         ray.tune.report({"error": "no time was left", "val_bpb": math.inf})
         return
-    emit = _Teller(run, contest, start_clock(run.clock_path, started))
-    emit.again()
-    ray.tune.report({**trained(run, started, emit), "ninths": NINTHS})
+    try:
+        with run.owned("worker"):
+            emit = _Teller(run, contest, start_clock(run.clock_path, started))
+            emit.again()
+            result = trained(run, started, emit, contest.run.stop_requested)
+    except UserError as error:  # another worker trains the very same
+        result = {"error": error.message, "val_bpb": math.inf}
+    ray.tune.report({**result, "ninths": NINTHS})
 
 
 def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | None:
     """The run of a trial, made if it is new and there is time for it."""
-    key = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
+    chosen = asdict(config)
+    if search.stage == "base":
+        del chosen["num_iterations"]  # as many as there is time for
+    key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
     run = Run(trials_directory(contest.run) / key)
     if run.exists():
         return run
@@ -203,12 +212,12 @@ def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | Non
     made, stage = search.trial_config(config), search.stage
     if stage == "base":
         made = with_deadlines(made, seconds + CLOSING_S[contest.hardware.device_type], contest.hardware, spent_s=0.0)
-    every = made.stage(stage).eval_every
-    if contest.asked.policy == "asha":
-        every = max(made.stage(stage).num_iterations // NINTHS, 1)
+    looks = NINTHS if contest.asked.policy == "asha" else LOOKS
+    every = max(made.stage(stage).num_iterations // looks, 1)
     deadline_s = made.stage(stage).deadline_s or seconds
     changed = replace(made.stage(stage), eval_every=every, checkpoint_every=every, deadline_s=deadline_s)
-    return search.create_trial(run.directory, replace(made, **{stage: changed}), search=asdict(config))
+    made = replace(made, keep_checkpoints=1, keep_best_checkpoint=False, **{stage: changed})
+    return search.create_trial(run.directory, made, search=asdict(config))
 
 
 class _Teller:
@@ -240,6 +249,7 @@ class _Teller:
                 ray.tune.report({"val_bpb": event.val_bpb, "ninths": ninths})
             except SystemExit:
                 self.run.write_status(Status("interrupted", self.stage, reason="stopped: others were better there"))
+                shutil.rmtree(self.run.directory / self.stage / "checkpoints", ignore_errors=True)  # they may be many
                 raise
 
 
@@ -273,7 +283,7 @@ def hold(
     if not contest.proxies:
         return search.adopt(best.run, best.config, best.why, clock(), runs_dir)
     now_s = clock()
-    seconds, chosen = search.policy.final_seconds(now_s), best.config
+    seconds, chosen = search.policy.final_seconds(now_s) * search.policy.device.final_devices, best.config
     final = search.policy.at(chosen.depth, chosen.total_batch_size, seconds, chosen.lr_multiplier,
                              settings=chosen.settings)  # fmt: skip
     return search.commit(Commit(final, seconds, best.why), now_s, runs_dir)
@@ -312,7 +322,6 @@ class _Contender:
     """A trial that is over: what is left of it."""
 
     run: Run
-    config: Config
     observation: Observation
     val_bpb: float
     """Of the model that it has; infinite where it has none."""
@@ -331,9 +340,7 @@ def _best(search: BudgetSearch, contest: Contest) -> _Choice:
     path = _choice_path(contest)
     if not path.exists():
         contenders = sorted(_contenders(contest), key=lambda each: each.began)
-        for each in contenders:
-            search.policy.observe(each.observation)
-        able = [each for each in contenders if each.observation.tokens > 0]
+        able = [each for each in contenders if math.isfinite(each.val_bpb)]
         if not able:
             raise UserError(
                 f"none of {len(contenders)} trials got anywhere in {contest.trial_s:.0f} s each",
@@ -341,9 +348,12 @@ def _best(search: BudgetSearch, contest: Contest) -> _Choice:
             )
         best = min(able, key=lambda each: each.val_bpb)
         settle(best.run, best.run.config())
-        write_json(search.journal, search.policy.state_dict())
-        why = f"lowest val_bpb of {len(able)} trials by {contest.asked.policy}: {best.val_bpb:.4f}"
+        why = f"lowest val_bpb of {len(contenders)} trials by {contest.asked.policy}: {best.val_bpb:.4f}"
         write_json(path, {"trial": best.run.name, "config": asdict(best.observation.config), "why": why})
+    if not search.policy.observations:
+        for each in sorted(_contenders(contest), key=lambda each: each.began):
+            search.policy.observe(each.observation)
+        write_json(search.journal, search.policy.state_dict())
     noted = json.loads(path.read_text(encoding="utf-8"))
     return _Choice(Run(trials_directory(contest.run) / noted["trial"]), Config(**noted["config"]), noted["why"])
 
@@ -351,24 +361,29 @@ def _best(search: BudgetSearch, contest: Contest) -> _Choice:
 def _contenders(contest: Contest) -> Iterator[_Contender]:
     for record in trials_directory(contest.run).glob("*/run.json"):
         run = Run(record.parent)
-        config = Config(**run.record()["search"])
         (stage,) = run.config().trained_stages
-        result = run.results().get(stage)
-        left = result or _left_by(run, stage)
-        if left is None:
-            seen = Observation(config, 0, 0.0, 0.0, 0.0, None, "it got nowhere")
-        else:
-            done = replace(config, num_iterations=left["iterations"])
-            error = "" if result else f"stopped at {left['val_bpb']:.4f}"
-            seen = Observation(done, left["tokens"], left["train_s"] - left["first_step_s"], left["first_step_s"],
-                               left["tokens_per_second"], None if error else left["val_bpb"], error)  # fmt: skip
-        yield _Contender(run, config, seen, left["val_bpb"] if left else math.inf, record.stat().st_mtime)
+        config, status = Config(**run.record()["search"]), run.status()
+        whole = stage in run.results()
+        result = run.results()[stage] if whole else _left_by(run, stage)
+        has_model = bool(CheckpointStore(run.checkpoints(stage)).steps()) and result["tokens"] > 0
+        error = "" if whole and has_model else (status.reason if status else "") or "it was not finished"
+        seen = Observation(replace(config, num_iterations=result["iterations"]), result["tokens"], result["train_s"],
+                           0.0, result["tokens_per_second"], None if error else result["val_bpb"], error)  # fmt: skip
+        yield _Contender(run, seen, result["val_bpb"] if has_model else math.inf, record.stat().st_mtime)
 
 
-def _left_by(run: Run, stage: str) -> dict[str, Any] | None:
-    """What the newest checkpoint of a trial that did not end says of it."""
-    newest = CheckpointStore(run.checkpoints(stage)).newest(lambda text: None)
-    return newest.state["result"] if newest else None
+def _left_by(run: Run, stage: str) -> dict[str, Any]:
+    """What the events of a trial that did not end say of it."""
+    steps, val_bpb = 0, math.inf
+    train_s = tokens_per_second = 0.0
+    for event in read_events(run.directory, stage):
+        if isinstance(event, StepDone):
+            steps, train_s, tokens_per_second = event.step, train_s + event.seconds, event.tokens_per_second
+        elif isinstance(event, Validated) and event.step:
+            val_bpb = event.val_bpb
+    tokens = steps * run.config().stage(stage).total_batch_size
+    return {"iterations": steps, "tokens": tokens, "train_s": train_s, "tokens_per_second": tokens_per_second,
+            "val_bpb": val_bpb}  # fmt: skip
 
 
 def _choice_path(contest: Contest) -> Path:

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 
 from experiments.cluster import cluster
 from nanochat.clock import start_clock
+from nanochat.errors import UserError
 from nanochat.events import JsonlSink, Sink
 from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware
@@ -62,32 +63,51 @@ class PolicySearcher(Searcher):
         self.trials: dict[str, Trial] = {}
         self.worn = 0
         """Workers that did not give their memory back."""
+        self.lock, self.closed = threading.Lock(), False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        decision = self.search.policy.decide(self.search.clock())
-        self.search.record()
-        if isinstance(decision, Commit):
-            return Searcher.FINISHED
-        if decision is None:
-            return None
-        self.trials[trial_id] = decision
-        directory = trials_directory(self.search.run) / trial_id
-        run = self.search.make_trial(decision, directory)
-        base = run.config().base
-        worker = (self.worn * MAX_DEPTH + decision.config.depth) * MAX_ROWS + base.device_batch_size
-        return {"run": str(run.directory), "worker": worker}
+        with self.lock:
+            return Searcher.FINISHED if self.closed else self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        while True:
+            decision = self.search.policy.decide(self.search.clock())
+            self.search.record()
+            if isinstance(decision, Commit):
+                return Searcher.FINISHED
+            if decision is None:
+                return None
+            try:
+                run = self.search.make_trial(decision, trials_directory(self.search.run) / trial_id)
+            except UserError as error:  # it cannot be trained here, which is data too
+                self._observe(trial_id, observed(decision, {"error": error.message}))
+                continue
+            self.trials[trial_id] = decision
+            rows = run.config().base.device_batch_size
+            worker = (self.worn * MAX_DEPTH + decision.config.depth) * MAX_ROWS + rows
+            return {"run": str(run.directory), "worker": worker}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self.trials.pop(trial_id)
-        observation = observed(trial, result if result and not error else {"error": "the worker died"})
+        with self.lock:
+            if self.closed:
+                return
+            self.worn += not (result or {}).get("released", True)
+            came = result if result and not error else {"error": "the worker died"}
+            self._observe(trial_id, observed(self.trials.pop(trial_id), came))
+
+    def _observe(self, trial_id: str, observation: Observation) -> None:
         self.search.policy.observe(observation)
-        self.worn += not (result or {}).get("released", True)
         self.search.record()
         self.search.tell(trial_id, observation)
 
+    def close(self) -> None:
+        """What Tune still has to say is of trials that were ended from outside: nothing is learned from it."""
+        with self.lock:
+            self.closed = True
+
     def __getstate__(self) -> dict[str, Any]:
         """For Tune's own files, which are never read: the journal is the truth."""
-        return {name: value for name, value in vars(self).items() if name not in ("search", "trials")}
+        return {name: value for name, value in vars(self).items() if name not in ("search", "trials", "lock")}
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is kept elsewhere."""
@@ -119,11 +139,17 @@ def run_trials(search: Search, hardware: Hardware, while_waiting: Callable[[], N
     for record in trials_directory(search.run).glob("*/run.json"):
         if not Run(record.parent).result_path("base").exists():  # a command that was killed left it: it comes anew
             shutil.rmtree(record.parent)
-    slots = search.policy.device.slots
-    how = ray.tune.TuneConfig(
-        search_alg=PolicySearcher(search), num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
-    )
-    tune(train_trial, {}, how, search.run, hardware, slots, while_waiting)
+    slots, searcher = search.policy.device.slots, PolicySearcher(search)
+    how = ray.tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True)
+
+    def look() -> None:
+        try:
+            while_waiting()
+        except BaseException:
+            searcher.close()
+            raise
+
+    tune(train_trial, {}, how, search.run, hardware, slots, look)
 
 
 def tune(
@@ -182,11 +208,11 @@ def train_trial(settings: dict[str, Any]) -> None:
     started = time.time()
     run = Run(Path(settings["run"]))
     start_clock(run.clock_path, started)
-    result = trained(run, started, JsonlSink(run.directory))
+    result = trained(run, started, JsonlSink(run.directory), run.stop_requested)
     ray.tune.report({**result, "released": _memory_is_released()})
 
 
-def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
+def trained(run: Run, started: float, emit: Sink, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """Train a run in this process. Returns its figures, or the "error": what failed is data for who decides, and told
     to the user.
 
@@ -195,7 +221,7 @@ def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
     """
     import torch
 
-    from nanochat.training.loop import is_out_of_memory
+    from nanochat.training.loop import Interrupted, is_out_of_memory
     from nanochat.training.pipeline import run_pipeline
     from nanochat.workers import Workers
 
@@ -204,7 +230,10 @@ def trained(run: Run, started: float, emit: Sink) -> dict[str, Any]:
     (stage,) = run.config().trained_stages
     run.write_status(Status("running", stage))
     try:
-        run_pipeline(run, Workers(device=device), emit, run.stop_requested)
+        run_pipeline(run, Workers(device=device), emit, should_stop)
+    except Interrupted:
+        run.write_status(Status("interrupted", stage, reason="its time was up"))
+        return {"error": "its time was up", "val_bpb": math.inf}
     except Exception as error:
         memory = is_out_of_memory(error) or "does not fit in memory" in str(error)
         (run.directory / "error.txt").write_text("".join(traceback.format_exception(error)))

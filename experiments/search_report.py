@@ -64,9 +64,10 @@ def time_table(search: BudgetSearch) -> Table:
     """Where the hours went, to the last second of them."""
     seen, choice, clock = search.policy.observations, search.choice(), read_clock(search.run.clock_path)
     now_s = clock() if clock else choice["at_s"]
+    at_a_time = search.policy.device.slots
     trials = [
-        ("trials: training", sum(each.train_s for each in seen)),
-        ("trials: starting, compiling", sum(each.startup_s for each in seen)),
+        ("trials: training", sum(each.train_s for each in seen) / at_a_time),
+        ("trials: starting, compiling", sum(each.startup_s for each in seen) / at_a_time),
     ]
     stages = []
     for stage, result in search.run.results().items():

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +31,10 @@ from experiments.session import begin, check_data, named_run, show_plan, start_c
 from experiments.terminal import make_console, show_table
 from experiments.trial_table import TrialTable
 from nanochat.clock import RunClock
-from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
+from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, to_dict
 from nanochat.errors import UserError
 from nanochat.files import write_json
-from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.hardware import Hardware, detect_hardware
 from nanochat.planning.resolve import Request
 from nanochat.report import duration
 from nanochat.run import Run, read_json
@@ -74,21 +74,55 @@ def main(argv: list[str]) -> int:
     asked = _asked(args)
     run = named_run(args.name, args.runs_dir)
     if args.plan and not run.directory.exists():
-        _show_search(console, BudgetSearch(run, asked, detect_hardware()), 0.0)
+        _show_search(console, BudgetSearch(run, asked, _hardware(run, asked)), 0.0)
         return 0
     with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
-        _check_same(run, asked)
+        asked = _as_before(run, asked)
         clock = begin(run)
-        search = BudgetSearch(run, asked, detect_hardware())
+        search = BudgetSearch(run, asked, _hardware(run, asked))
         if not run.exists():
             _show_search(console, search, clock())
             if args.plan:
                 return 0
+            _note(search)
             config, record = _search(console, search, clock, args.runs_dir)
             write_json(run.record_path, {"config": to_dict(config), **record})
         config, record = run.config(), {key: part for key, part in run.record().items() if key != "config"}
+        check(config, args.num_workers)
         show_plan(console, run, config, record)
         return train(console, run, config, record, Scale(args.num_workers), clock, partial(sections, search))
+
+
+def _hardware(run: Run, asked: Asked) -> Hardware:
+    """Of this machine: as it was measured when the search began, so that what follows from it stays the same.
+
+    Raises:
+        UserError: it has fewer GPUs than workers were asked for.
+    """
+    try:
+        hardware = Hardware(**json.loads(_hardware_path(run).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        hardware = detect_hardware()
+    if hardware.device_type == "cuda" and asked.request.num_workers > hardware.device_count:
+        raise UserError(
+            f"--num-workers {asked.request.num_workers}, and there are {hardware.device_count} GPUs",
+            f"use at most --num-workers {hardware.device_count}",
+        )
+    return hardware
+
+
+def _note(search: BudgetSearch) -> None:
+    """What the search is about, for when the same command comes again."""
+    write_json(_hardware_path(search.run), asdict(search.hardware))
+    write_json(_asked_path(search.run), asdict(search.asked))
+
+
+def _asked_path(run: Run) -> Path:
+    return run.directory / "search" / "asked.json"
+
+
+def _hardware_path(run: Run) -> Path:
+    return run.directory / "search" / "hardware.json"
 
 
 def _asked(args: argparse.Namespace) -> Asked:
@@ -110,7 +144,7 @@ def _asked(args: argparse.Namespace) -> Asked:
     _check_policy(policy, about_base, args)
     data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
     check_data(data)
-    start = "" if about_base else start_checkpoint(args.start_from, args.runs_dir)[0].location
+    start = "" if about_base else _start(args)
     request = Request(
         data=data,
         stages=("tokenizer", *ordered) if about_base else ordered,
@@ -122,7 +156,20 @@ def _asked(args: argparse.Namespace) -> Asked:
         num_workers=args.num_workers,
         hours=args.hours,
     )
-    return Asked(request, args.space, args.fresh_prior, policy)
+    of_file = args.space.endswith(".py") or "/" in args.space
+    return Asked(request, str(Path(args.space).absolute()) if of_file else args.space, args.fresh_prior, policy,
+                 args.start_from)  # fmt: skip
+
+
+def _start(args: argparse.Namespace) -> str:
+    """Where the weights are that --from names."""
+    location = start_checkpoint(args.start_from, args.runs_dir.absolute())[0].location
+    if "://" in location:
+        raise UserError(
+            f"the weights of {args.start_from!r} are kept at {location}, where trials cannot take them from",
+            "name a run, or a checkpoint, on this machine",
+        )
+    return str(Path(location).absolute())
 
 
 def _check_policy(policy: str, about_base: bool, args: argparse.Namespace) -> None:
@@ -138,31 +185,33 @@ def _check_policy(policy: str, about_base: bool, args: argparse.Namespace) -> No
         raise UserError("--policy tpe needs Optuna", 'pip install -e ".[tpe]"')
 
 
-def _check_same(run: Run, asked: Asked) -> None:
-    """Note what is asked for, or compare it with what was. Raises UserError if a run of that name is another."""
-    path = run.directory / "search" / "asked.json"
+def _as_before(run: Run, asked: Asked) -> Asked:
+    """What is asked for, with the weights it began from if it has begun. Raises UserError if a run of that name is
+    another."""
+    path = _asked_path(run)
     now = json.loads(json.dumps(asdict(asked)))
     if not path.exists():
         if run.exists():
             raise UserError(f"run {run.name!r} exists and is not a search", "choose another --name")
-        write_json(path, now)
-        return
+        return asked
     then = read_json(path)
-    different = [key for key in ("space", "fresh_prior", "policy") if then.get(key) != now[key]]
     request = then.get("request") if isinstance(then.get("request"), dict) else {}
-    different += [key for key, value in now["request"].items() if request.get(key) != value and key != "num_workers"]
+    different = [key for key in ("space", "fresh_prior", "policy", "start") if then.get(key) != now[key]]
+    different += [key for key, value in now["request"].items()
+                  if request.get(key) != value and key not in ("num_workers", "start_from")]  # fmt: skip
     if different:
-        flags = ", ".join(f"--{key.replace('_', '-')}" for key in different)
+        flags = ", ".join("--from" if key == "start" else f"--{key.replace('_', '-')}" for key in different)
         raise UserError(
             f"search {run.name!r} exists and was asked for with another {flags}",
             "repeat its command to go on with it, or give this one another --name",
         )
+    return replace(asked, request=replace(asked.request, start_from=request.get("start_from", "")))
 
 
 def _show_search(console: Console, search: BudgetSearch, now_s: float) -> None:
     """What is about to be done with the hours."""
     policy, cap_s = search.policy, search.asked.cap_s
-    seconds = policy.final_seconds(now_s)
+    seconds = policy.final_seconds(0.0)
     if seconds < 0.2 * cap_s and seconds < 60:
         raise UserError(
             f"{search.asked.hours:g} hours are too few: {duration(cap_s - seconds)} go to starting, the later stages "
@@ -193,7 +242,12 @@ def _search(
     console: Console, search: BudgetSearch, clock: RunClock, runs_dir: Path
 ) -> tuple[RunConfig, dict[str, Any]]:
     """Run trials until the policy commits. Returns the configuration and the record of the final run."""
-    search.prepare(lambda text: console.print(f"[dim]{text}[/dim]"))
+
+    def say(text: str) -> None:
+        clock.beating(search.run.clock_path)
+        console.print(f"[dim]{text}[/dim]")
+
+    search.prepare(say)
     if search.asked.policy != "budget":
         from experiments.contest import divided, hold
 

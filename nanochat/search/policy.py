@@ -27,7 +27,7 @@ SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
 SPEED_DEPTHS = 3
-X0 = NAMES.index("x0")
+X0, ROWS = NAMES.index("x0"), "device_batch_size"
 Array = np.ndarray
 
 
@@ -90,6 +90,8 @@ class Device:
     """How many times faster the final run trains."""
     slots: int = 1
     """Trials at a time."""
+    row_tokens: int = 1
+    """Of a row, of which a forward pass takes as many as a space's device_batch_size says."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class BudgetPolicy:
         """Learn from a trial that has ended, well or badly."""
         self._running = [trial for trial in self._running if trial.config != observation.config]
         self.observations.append(observation)
-        self.explored_s += observation.train_s + observation.startup_s + self.overheads.evaluation_s
+        taken_s = observation.train_s + observation.startup_s + self.overheads.evaluation_s
+        self.explored_s += taken_s / self.device.slots
         self._refit()
 
     def recall(self, observations: Iterable[Observation]) -> None:
@@ -201,12 +204,20 @@ class BudgetPolicy:
         good = [seen for seen in (*self.remembered, *self.observations) if seen.val_bpb is not None and seen.tokens > 0]
         points = self._points([seen.config for seen in good], [seen.tokens for seen in good]) if good else None
         self.fit: Fit = fit(self.prior, points, np.array([seen.val_bpb for seen in good]), self.unique_tokens)
+        self._settings = self._fastest_rows()
         measured = [(seen.config.depth, seen.config.total_batch_size, seen.tokens_per_second)
-                    for seen in (*self.remembered, *self.observations) if seen.tokens_per_second > 0]  # fmt: skip
+                    for seen in (*self.remembered, *self.observations)
+                    if seen.tokens_per_second > 0 and seen.config.settings == self._settings]  # fmt: skip
         self._rates = Rates(self.device.tokens_per_second, measured)
         too_large = [seen.config.depth for seen in self.observations if seen.error == "out_of_memory"]
         self.depths = [depth for depth in map(int, self.space["depth"].values()) if depth < min(too_large, default=999)]
         self.depths = self.depths or [int(self.space["depth"].low)]
+
+    def _fastest_rows(self) -> dict[str, float]:
+        """The device_batch_size that was fastest, of those a space has let us try."""
+        tried = [seen for seen in self.observations if ROWS in seen.config.settings and seen.tokens_per_second > 0]
+        fastest = max(tried, key=lambda seen: seen.tokens_per_second, default=None)
+        return fastest.config.settings if fastest and ROWS in self.space else {}
 
     def tokens_per_second(self, depth: int, batch: int) -> float:
         """Of a trial, by all that was measured."""
@@ -237,7 +248,8 @@ class BudgetPolicy:
         """The configuration with the lowest predicted val_bpb after so many seconds of training."""
         configs = self._grid(seconds, devices, min_steps)
         values = self._values(self.fit.theta[None], configs)[0]
-        return replace(configs[int(np.argmin(values))], lr_multiplier=self._best_lr(self.fit.theta[X0]))
+        best, lr = configs[int(np.argmin(values))], self._best_lr(self.fit.theta[X0])
+        return replace(best, lr_multiplier=lr, settings=self._settings)
 
     def _best_lr(self, x0: float) -> float:
         domain = self._domain("lr_multiplier")
@@ -277,7 +289,7 @@ class BudgetPolicy:
         seconds = self.final_seconds(now_s)
         favourite = self.best(seconds, self.device.final_devices)
         if not self.observations and SPEED_TRIAL_S + self.overheads.fresh_s <= 0.01 * self.cap_s:
-            return [self._trial(favourite, SPEED_TRIAL_S, "to measure throughput")]
+            return self._row_package(favourite) or [self._trial(favourite, SPEED_TRIAL_S, "to measure throughput")]
         rng = np.random.default_rng([self.seed, len(self.observations)])
         configs = self._contenders(seconds)
         best_now = self._lowest(seconds)
@@ -298,6 +310,18 @@ class BudgetPolicy:
             if self._speed_gain(speeds, seconds, rng) - WORTH * cost > worth:
                 return speeds
         return chosen
+
+    def _row_package(self, favourite: Config) -> list[Trial]:
+        """Short trials of the rows of a forward pass, if the space has them, as many as a quarter of the time for
+        trials holds: the most first, of which one that does not fit into memory is soon over."""
+        domain = self._domain(ROWS)
+        most = favourite.total_batch_size // self.device.row_tokens
+        rows = [value for value in reversed(domain.values() if domain else []) if value <= most]
+        a_trial_s = self.overheads.fresh_s + SPEED_TRIAL_S + self.overheads.evaluation_s
+        count = int(0.25 * MAX_EXPLORED * self.cap_s / a_trial_s * self.device.slots)
+        trials = [self._trial(favourite, SPEED_TRIAL_S, "to measure throughput") for _ in rows[:count]]
+        return [replace(trial, config=replace(trial.config, settings={ROWS: value}))
+                for trial, value in zip(trials, rows, strict=False)]  # fmt: skip
 
     def _speed_package(self, seconds: float, favourite: Config) -> list[Trial]:
         """Short trials of the depths most likely to be best, for their throughput, which none of them has had."""
@@ -357,7 +381,7 @@ class BudgetPolicy:
             budget_s = share * self.cap_s
             small = self.best(budget_s, min_steps=MIN_TRIAL_STEPS)
             large = self.at(favourite.depth, favourite.total_batch_size, budget_s, favourite.lr_multiplier)
-            for centre in {replace(small, settings={}).depth: small, large.depth: large}.values():
+            for centre in {small.depth: small, large.depth: large}.values():
                 lrs = [self._with_lr(centre, sign * spread) for sign in (-1, 1)]
                 batches = [self._with_batch(centre, factor, budget_s) for factor in (0.5, 2.0)]
                 wide = [self._with_batch(centre, factor, budget_s) for factor in (1 / 3, 1.0, 3.0)]
@@ -394,11 +418,11 @@ class BudgetPolicy:
         settings: dict[str, float] | None = None,
     ) -> Config:
         """That configuration for that long, with a smaller batch where the steps would be too few."""
-        smallest = int(self.space["total_batch_size"].low)
-        while batch // 2 >= smallest and budget_s * self.tokens_per_second(depth, batch) / batch < least_steps:
-            batch //= 2
+        smaller = [int(value) for value in self.space["total_batch_size"].values() if value < batch]
+        while smaller and budget_s * self.tokens_per_second(depth, batch) / batch < least_steps:
+            batch = smaller.pop()
         steps = max(int(budget_s * self.tokens_per_second(depth, batch) / batch), 1)
-        return Config(depth, batch, lr_multiplier, steps, settings or {})
+        return Config(depth, batch, lr_multiplier, steps, self._settings if settings is None else settings)
 
     def _with_lr(self, config: Config, shift: float) -> Config:
         domain = self._domain("lr_multiplier")
@@ -410,7 +434,7 @@ class BudgetPolicy:
         batches = [int(value) for value in self.space["total_batch_size"].values()]
         batch = min(batches, key=lambda value: abs(np.log2(value / (config.total_batch_size * factor))))
         steps = max(int(budget_s * self.tokens_per_second(config.depth, batch) / batch), 1)
-        return Config(config.depth, batch, config.lr_multiplier, steps)
+        return Config(config.depth, batch, config.lr_multiplier, steps, config.settings)
 
     def _neighbour(self, depth: int) -> int:
         others = [other for other in self.depths if other != depth]
@@ -418,6 +442,8 @@ class BudgetPolicy:
 
     def _seconds(self, package: list[Trial]) -> float:
         """What a package takes, with as many trials at a time as there are slots."""
+        if not package:
+            return 0.0
         total, warm_depth = 0.0, self.observations[-1].config.depth if self.observations else None
         for trial in package:
             start_s = self.overheads.warm_s if trial.config.depth == warm_depth else self.overheads.fresh_s

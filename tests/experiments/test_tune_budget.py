@@ -14,9 +14,10 @@ import pytest
 from experiments import cli, tune_budget
 from experiments.budget_search import Asked, BudgetSearch
 from experiments.faults import VARIABLE, Fault, struck, write_plan
-from experiments.ray_tune import Search, run_trials
+from experiments.ray_tune import PolicySearcher, Search, _resources, run_trials
 from experiments.search_report import hours_table
 from nanochat.clock import start_clock
+from nanochat.errors import UserError
 from nanochat.planning.hardware import Hardware, detect_hardware
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
@@ -85,12 +86,39 @@ def test_a_given_depth_is_kept_and_a_batch_space_varies_the_batch(tmp_path):
 
 
 def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkeypatch):
-    run = Run(tmp_path / "runs" / "budget")
-    tune_budget._check_same(run, Asked(Request(hours=1.0, seed=3), "budget"))
-    tune_budget._check_same(run, Asked(Request(hours=1.0, seed=3, num_workers=2), "budget"))
     monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    search = search_of(tmp_path / "runs" / "budget", 1.0, seed=3)
+    tune_budget._note(search)
+    tune_budget._as_before(search.run, Asked(Request(hours=1.0, seed=3), "budget"))
+    tune_budget._as_before(search.run, Asked(Request(hours=1.0, seed=3, num_workers=2), "budget"))
+    other_policy = replace(search.asked, policy="asha")
+    with pytest.raises(UserError, match="another --policy"):
+        tune_budget._as_before(search.run, other_policy)
     assert cli.run(tune_budget.main, ["--hours", "2", "--runs-dir", str(tmp_path / "runs")]) == 2
     assert "--seed, --hours" in capsys.readouterr().err
+
+
+def test_hours_that_are_too_few_can_be_given_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    for hours in ("0.01", "0.011"):
+        assert cli.run(tune_budget.main, ["--hours", hours, "--runs-dir", str(tmp_path / "runs")]) == 2
+        assert "too few" in capsys.readouterr().err
+
+
+def test_more_workers_than_gpus_are_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    four = replace(CPU, device_type="cuda", device_count=4, peak_flops={"bfloat16": 3e14, "float32": 1e14})
+    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: four)
+    options = ["--hours", "6", "--num-workers", "8", "--runs-dir", str(tmp_path)]
+    assert cli.run(tune_budget.main, options) == 2
+    assert "there are 4 GPUs" in capsys.readouterr().err
+
+
+def test_the_machine_is_measured_once_for_a_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    search = search_of(tmp_path / "r", 1.0)
+    tune_budget._note(search)
+    monkeypatch.setattr(tune_budget, "detect_hardware", pytest.fail)
+    assert tune_budget._hardware(search.run, search.asked) == CPU
 
 
 def test_what_a_search_saw_is_the_next_ones_prior(tmp_path, monkeypatch):
@@ -111,6 +139,22 @@ def test_what_a_search_saw_is_the_next_ones_prior(tmp_path, monkeypatch):
     elsewhere = search_of(tmp_path / "d", 1.0, data="other.txt")
     for other in (fresh, elsewhere):
         assert other.policy.predict(config, config.tokens)[0] != pytest.approx(1.7, abs=0.03)
+
+
+def test_a_worker_serves_trials_of_one_depth_as_long_as_it_gives_its_memory_back(tmp_path):
+    search = search_of(tmp_path / "r", 1.0)
+    search.run.tokenizer_directory.mkdir(parents=True)
+    search.policy._pending = [Trial(Config(depth, 512, 5.0, 40), 3.0, "to see") for depth in (2, 2, 3, 2, 2)]
+    search.policy.exploring = False
+    at_work = Search(search.run, search.policy, lambda: 0.0, search.make_trial, lambda name, seen: None)
+    searcher = PolicySearcher(at_work)
+    asked = []
+    for number, released in enumerate((True, True, True, False, True)):
+        asked.append(_resources({"CPU": 1.0, "GPU": 0.0}, searcher.suggest(str(number))))
+        searcher.on_trial_complete(str(number), {"error": "it was not trained", "released": released})
+    assert asked[0] == asked[1] == asked[3]
+    assert len({request.required_resources["memory"] for request in asked}) == 3  # another depth, and a worn worker
+    assert asked[4] not in asked[:4]
 
 
 @pytest.mark.ray

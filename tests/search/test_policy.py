@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from experiments.benchmarks.search import gpu_space
 from nanochat.search.policy import MAX_EXPLORED, BudgetPolicy, Commit, Observation, Trial
 from nanochat.search.simulator import BASELINES, Machine, Shift, World, gpu, simulate
+from nanochat.search.space import Domain, Space
 
 SPACE, MACHINE = gpu_space(), gpu()
 
@@ -46,6 +47,32 @@ def test_a_right_prior_is_not_spoiled():
         world = World(MACHINE, seed)
         regrets.append(simulate(policy(3, seed=seed), world).quality - world.clairvoyant(SPACE, 3 * 3600))
     assert np.mean(regrets) < 0.006
+
+
+def test_the_fastest_device_batch_is_found_and_kept():
+    rows = Domain("device_batch_size", "base", 1, 64, "log2", 1)
+    space = Space("rows", {**SPACE.domains, "device_batch_size": rows})
+    device = replace(MACHINE.device, row_tokens=2048)
+    subject = BudgetPolicy(space, 6 * 3600, MACHINE.prior, MACHINE.overheads, np.inf, 0, device=device)
+    world, tried = World(MACHINE, 0), []
+    while (decision := subject.decide(0.0)) and isinstance(decision, Trial):
+        asked = decision.config.settings["device_batch_size"]
+        done, val_bpb, rate = world.train(decision.config, decision.budget_s)
+        tried.append(asked)
+        slower = {8: 1.0, 16: 0.9}.get(asked, 0.5)
+        subject.observe(Observation(decision.config, done.tokens, decision.budget_s, 5.0, slower * rate, val_bpb))
+    assert isinstance(decision, Commit)
+    assert {8, 16} < set(tried)
+    assert tried == sorted(set(tried), reverse=True) + [8] * (len(tried) - len(set(tried)))
+    assert decision.config.settings == {"device_batch_size": 8}
+
+
+def test_one_depth_alone_can_be_searched():
+    space = Space("one", {**SPACE.domains, "depth": replace(SPACE["depth"], low=12, high=12)})
+    subject = BudgetPolicy(space, 6 * 3600, MACHINE.prior, MACHINE.overheads, np.inf, 0, device=MACHINE.device)
+    outcome = simulate(subject, World(MACHINE, 0, Shift(1.5, 1.5)))
+    assert outcome.config.depth == 12
+    assert len(subject.observations) > 1
 
 
 def test_a_short_cap_buys_no_trials():

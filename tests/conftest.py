@@ -14,7 +14,9 @@ REAL_DATA = Path(__file__).parents[1] / "../shared/data"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """NANOCHAT_BASE_DIR of this session and of every process it starts."""
-    directory = tmp_path_factory.mktemp("cache")
+    """NANOCHAT_BASE_DIR of this session, all of its processes and every process they start."""
+    own = tmp_path_factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    directory.mkdir(exist_ok=True)
     os.environ["NANOCHAT_BASE_DIR"] = str(directory)
     return directory

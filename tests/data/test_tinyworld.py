@@ -143,7 +143,19 @@ def test_a_complete_world_is_reused_and_a_damaged_or_different_one_is_rewritten(
     assert write(directory, num_documents=120).num_documents == 120
     (directory / "manifest.json").write_text("[]")
     assert write(directory, num_documents=100).files == first.files
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    assert {path.name for path in tmp_path.iterdir()} == {"world", ".world.lock"}
+
+
+def test_of_two_processes_at_once_the_second_finds_what_the_first_has_made(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nanochat.data.tinyworld import write;"
+        "print(write(Path(sys.argv[1]), num_documents=2000).questions.stat().st_ino)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "world")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    made = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert made[0] == made[1] != ""
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +165,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("nanochat.data.tinyworld.files._write_questions", full_disk)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "world", num_documents=100)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".world.lock"]
 
 
 def test_a_directory_with_other_things_is_never_touched(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """TinyWorld on disk: parquet shards, conversations, questions and, last, the manifest. Complete, or not there."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from nanochat.data.tinyworld.documents import document
 from nanochat.data.tinyworld.holdout import document_rng, held_out
 from nanochat.data.tinyworld.questions import question_suite
 from nanochat.errors import UserError
+from nanochat.files import exclusive, flush
 from nanochat.tasks.questions import Question
 
 NUM_DOCUMENTS = 36_000
@@ -72,10 +72,15 @@ def write(directory: Path, *, seed: int = 0, num_documents: int = NUM_DOCUMENTS)
     """
     if num_documents < 1:
         raise ValueError(f"num_documents must be at least 1, not {num_documents}")
-    existing = _existing(directory)
-    if existing and (existing.seed, existing.num_documents, existing.version) == (seed, num_documents, _version()):
-        return existing
     directory.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(directory.parent / f".{directory.name}.lock"):  # the second of two processes finds it made
+        existing = _existing(directory)
+        if existing and (existing.seed, existing.num_documents, existing.version) == (seed, num_documents, _version()):
+            return existing
+        return _write(directory, seed, num_documents)
+
+
+def _write(directory: Path, seed: int, num_documents: int) -> World:
     making = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     making.chmod(0o755)  # a temporary directory is its owner's alone
     try:
@@ -111,24 +116,15 @@ def _existing(directory: Path) -> World | None:
 
 
 def _put_in_place(making: Path, directory: Path) -> None:
-    """Rename, after moving an outdated or damaged world out of the way. Of two processes the later one wins."""
+    """Rename, after moving an outdated or damaged world out of the way."""
     for path in making.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    while True:
-        if directory.exists():
-            outdated = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-            with contextlib.suppress(FileNotFoundError):  # another process was faster to move it
-                os.rename(directory, outdated)
-            shutil.rmtree(outdated, ignore_errors=True)
-        try:
-            os.rename(making, directory)
-        except OSError:
-            if not directory.exists():
-                raise
-        else:
-            return
+            flush(path)
+    if directory.exists():
+        outdated = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+        os.rename(directory, outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
+    os.rename(making, directory)
 
 
 def _write_base(folder: Path, seed: int, num_documents: int) -> dict[str, int]:

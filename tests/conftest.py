@@ -20,3 +20,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory.mkdir(exist_ok=True)
     os.environ["NANOCHAT_BASE_DIR"] = str(directory)
     return directory
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that no process is left with one of them at the end."""
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)

@@ -73,7 +73,7 @@ def tune(directory: Path, seconds: int, *options: str) -> subprocess.CompletedPr
 @pytest.mark.timeout(290)
 def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path, cache):
     """random for a base model, then asha for the fine-tuning of it."""
-    done = tune(tmp_path, 90, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
+    done = tune(tmp_path, 80, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(tmp_path / "first")
     trials = [Run(record.parent) for record in (run.directory / "search" / "trials").glob("*/run.json")]
@@ -85,7 +85,7 @@ def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path,
     assert "lowest val_bpb of 3 trials by random" in done.stdout
     assert "Traceback" not in done.stderr
 
-    tuned = tune(tmp_path, 80, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
+    tuned = tune(tmp_path, 70, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     run = Run(tmp_path / "second")
     result = run.results()["sft"]

@@ -5,6 +5,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes at a time: a core each, before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests first, so that no process is left with one of them at the end."""
-    long = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in long)
+    """Files with the most long tests first, so that no process is left with one of them at the end."""
+    long = Counter(item.path for item in items if item.get_closest_marker("ray"))
+    items.sort(key=lambda item: -long[item.path])

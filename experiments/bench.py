@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from experiments import cli
-from experiments.benchmarks import budget, chaos, checkpoint, packing, search, train, workers
+from experiments.benchmarks import budget, chaos, checkpoint, packing, plans, search, train, workers
 
 PARTS = {"train": train, "packing": packing, "checkpoint": checkpoint, "workers": workers, "chaos": chaos,
-         "search": search, "budget": budget}
+         "search": search, "budget": budget, "plans": plans}
 
 
 def main(argv: list[str]) -> int:

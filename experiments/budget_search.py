@@ -19,10 +19,10 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import COMPILE_S, estimate, step_seconds, train_memory_bytes
+from nanochat.planning.estimate import COMPILE_S, estimate, step_seconds, train_memory
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
-from nanochat.planning.resolve import Request, resolve
+from nanochat.planning.resolve import Request, in_one_piece, resolve
 from nanochat.run import Run, create
 from nanochat.search.policy import BudgetPolicy, Commit, Config, Device, Observation, Overheads, Trial
 from nanochat.search.priors import prior_for
@@ -127,8 +127,8 @@ class BudgetSearch:
         return Space(space.name, domains)
 
     def _fits(self, depth: int) -> bool:
-        needed = train_memory_bytes(self._model(depth), 1, self.template.compute_dtype, self.hardware.device_type)
-        return needed < 0.8 * self.hardware.memory_bytes
+        needed = train_memory(replace(self.template, model=self._model(depth)), 1, self.hardware)
+        return needed.total < 0.8 * self.hardware.memory_bytes
 
     def _model(self, depth: int) -> ModelConfig:
         model = self.template.model
@@ -146,7 +146,11 @@ class BudgetSearch:
         @cache
         def rate(depth: int, batch: int) -> float:
             config = replace(self.template, model=self._model(depth))
-            return batch / step_seconds(config, replace(config.base, total_batch_size=batch), self.hardware)
+            stage = in_one_piece(config, batch)
+            if on == "cuda":
+                rows = min(stage.device_batch_size, self.template.base.device_batch_size)
+                stage = replace(stage, device_batch_size=rows)
+            return batch / step_seconds(config, stage, self.hardware)
 
         compile_s = COMPILE_S[on] if self.template.compile else 0.0
         start_s = TRIAL_START_S[on] + compile_s
@@ -249,6 +253,11 @@ class BudgetSearch:
         begin_s = now_s + self.policy.overheads.final_s - compile_s
         return self._final_run(self._request(decision.config), decision.config, decision.why, now_s, begin_s, runs_dir,
                                predicted=mean, sd=sd)  # fmt: skip
+
+    def outlook(self, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
+        """The final run as it would be without any trial."""
+        chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
+        return new_record(self._request(chosen), runs_dir, self.hardware)
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path

@@ -133,14 +133,13 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     starts the group anew, and the new one returns that outcome.
     """
     import ray.train.torch
-    import torch
 
+    from nanochat.training.pipeline import make_deterministic
     from nanochat.workers import Workers
 
     for chatty in ("ray.train", "rustbpe"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    make_deterministic()
     workers = Workers.current(ray.train.torch.get_device())
     run = Run(Path(settings["run"]))
     starts = _Starts(run)

@@ -4,6 +4,8 @@
   python experiments/run_stage.py --mode small --data my_texts/   base training on your own .txt, .jsonl, .parquet
   python experiments/run_stage.py --mode demo --stage base --num-iterations 50 --name try
   python experiments/run_stage.py --mode demo --plan              what it would do and cost, and nothing else
+  python experiments/run_stage.py --mode demo --plan --calibrate  the same, after 20 s of training to measure the speed
+  python experiments/run_stage.py --mode full --plan --hardware h100 --num-workers 8
 
 The same command again resumes an interrupted run. Exit codes: 0 done, 2 something for you to change, 130 interrupted.
 """
@@ -17,13 +19,22 @@ from typing import Any
 
 from experiments import cli
 from experiments.ray_train import Scale
-from experiments.session import begin, named_run, new_record, show_plan, train
+from experiments.session import (
+    CALIBRATION_S,
+    begin,
+    calibrated,
+    hardware_to_plan_for,
+    named_run,
+    new_record,
+    show_plan,
+    train,
+)
 from experiments.terminal import make_console
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.estimate import estimate
-from nanochat.planning.hardware import Hardware
+from nanochat.planning.hardware import HARDWARE_NAMES
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
 from nanochat.run import Run
@@ -90,6 +101,8 @@ def parser() -> argparse.ArgumentParser:
         help="keep checkpoints in <storage>/<run>/<stage>, such as s3://bucket/prefix (default: in the run)",
     )
     add("--plan", action="store_true", help="print the plan and stop")
+    add("--hardware", metavar="|".join(HARDWARE_NAMES), help="with --plan: plan for this, not for the machine at hand")
+    add("--calibrate", action="store_true", help=f"with --plan: train for {CALIBRATION_S:.0f} s to know the speed")
     add("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     return command
 
@@ -100,8 +113,13 @@ def main(argv: list[str]) -> int:
     console = make_console()
     request = _request(args)
     run = named_run(args.mode if args.name is None else args.name, args.runs_dir)
-    if args.plan and not run.exists():
-        config, record = new_record(request, args.runs_dir)
+    hardware = hardware_to_plan_for(args)
+    if args.calibrate and (hardware or not args.plan or args.num_workers > 1):
+        raise UserError("--calibrate measures one worker on this machine, for a plan", "use it with --plan alone")
+    if hardware or (args.plan and not run.exists()):
+        config, record = new_record(request, args.runs_dir, hardware)
+        if args.calibrate:
+            config, record = new_record(request, args.runs_dir, calibrated(console, run, config, record))
         show_plan(console, run, config, record)
         return 0
     with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
@@ -168,7 +186,7 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
     differences = stored.differences(request)
     new_stages = [stage for stage in request.stages if stage not in stored.stages]
     if new_stages and not any(_has_checkpoints(run, stage) for stage in new_stages if stage in TRAINED_STAGES):
-        hardware = Hardware(**{key: value for key, value in record["hardware"].items() if key != "description"})
+        hardware = run.hardware(record)
         fresh = resolve(request, hardware, compiler=shutil.which("g++"), start_model=config.model).config
         same = replace(request, stages=stored.stages, num_iterations=stored.num_iterations)
         differences = stored.differences(same)

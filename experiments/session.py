@@ -1,5 +1,6 @@
 """One run from its plan to its summary: what run_stage.py and tune_budget.py share."""
 
+import argparse
 import platform
 import re
 import shutil
@@ -7,9 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,15 +32,28 @@ from nanochat.errors import UserError
 from nanochat.events import Follower
 from nanochat.inference.load import find_run, newest_checkpoint
 from nanochat.model import ModelConfig, count_parameters
-from nanochat.planning.estimate import estimate
-from nanochat.planning.hardware import GIB, Hardware, detect_hardware
+from nanochat.planning.estimate import Plan, estimate
+from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
+from nanochat.planning.history import History, finished_stages
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
-from nanochat.report import Table, conversation, duration, plan_table, score_table, stage_table, write_report
+from nanochat.report import (
+    Table,
+    conversation,
+    cost_reasons,
+    duration,
+    gigabytes,
+    plan_table,
+    score_table,
+    stage_table,
+    write_report,
+)
 from nanochat.run import Run, Status
+from nanochat.training.calibrate import calibrate
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.storage import inside
 
+CALIBRATION_S = 20.0
 PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
 
 
@@ -55,7 +72,7 @@ def new_record(
     """The configuration of a new run, and the rest of its run.json. Everything that can be wrong is found here.
 
     Args:
-        hardware: as detected before; None: now.
+        hardware: as detected before, or not this machine's, to plan for; None: detected now.
         spent_s: see `resolve`.
     """
     check_data(request.data)
@@ -64,7 +81,7 @@ def new_record(
         checkpoint, tokenizer = start_checkpoint(request.start_from, runs_dir)
         start_model = from_dict(ModelConfig, checkpoint.state["model"])
         start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
-    hardware = hardware or detect_hardware()
+    hardware = hardware or this_machine()
     compiler = shutil.which("g++") or shutil.which("clang++")
     memory = MemoryRecord(cache_directory(), hardware.name)
     resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, memory=memory, spent_s=spent_s)
@@ -73,7 +90,7 @@ def new_record(
     config = replace(resolved.config, **start, storage=request.storage)
     plan = estimate(config, hardware, request.num_workers)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
-    if plan.disk_bytes > free:
+    if hardware.measured and plan.disk_bytes > free:
         raise UserError(
             f"the run needs about {plan.disk_bytes / GIB:.1f} GiB of disk and {runs_dir} has {free / GIB:.1f} GiB free",
             "make room, choose another --runs-dir, or --set keep_checkpoints=1",
@@ -82,10 +99,39 @@ def new_record(
         "request": asdict(request),
         "plan": asdict(plan),
         "reasons": list(resolved.reasons),
-        "hardware": {**asdict(hardware), "description": hardware.describe()},
+        "hardware": asdict(hardware),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
     }
+
+
+def this_machine(*, fresh: bool = False) -> Hardware:
+    """As it is measured now and, unless `fresh`, what was trained on it before."""
+    hardware = detect_hardware()
+    return hardware if fresh else History(cache_directory(), hardware.name).known_of(hardware)
+
+
+def calibrated(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> Hardware:
+    """The hardware of a record, after some seconds of training what it is about. Raises UserError where that fails."""
+    hardware = run.hardware(record)
+    console.print(f"[dim]training for {CALIBRATION_S:.0f} s, to measure the speed[/dim]")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        try:
+            found = process.submit(calibrate, config, hardware, CALIBRATION_S).result()
+        except BrokenProcessPool:
+            raise UserError("calibrating died, most likely for want of memory", "lower --device-batch-size") from None
+    history = History(cache_directory(), hardware.name)
+    history.add([found])
+    return history.known_of(hardware)
+
+
+def hardware_to_plan_for(args: argparse.Namespace) -> Hardware | None:
+    """What --hardware names. Raises UserError where it does not go with --plan."""
+    if args.hardware is None:
+        return None
+    if not args.plan:
+        raise UserError("--hardware is for plans: training runs on the machine at hand", "add --plan")
+    return named_hardware(args.hardware, args.num_workers)
 
 
 def begin(run: Run) -> RunClock:
@@ -123,12 +169,19 @@ def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]
 
 
 def show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> None:
-    count = count_parameters(config.model)
-    device = record["hardware"]["device_type"]
+    hardware = run.hardware(record)
     console.print(f"[bold]Run {run.name}[/bold] in {run.directory}", soft_wrap=True)
-    console.print(f"{record['hardware']['description']}")
-    if device == "cpu":
+    console.print(hardware.describe())
+    if hardware.device_type == "cpu":
         console.print("No GPU here: the same stages on a model and data small enough for this CPU.")
+    for reason in record["reasons"]:
+        console.print(f"  - {reason}", soft_wrap=True)
+    show_cost(console, config, run.plan(record))
+
+
+def show_cost(console: Console, config: RunConfig, plan: Plan) -> None:
+    """The model, and what training it is estimated to take."""
+    count = count_parameters(config.model)
     console.print(
         f"Model: depth {config.model.depth}, width {config.model.width}, {config.model.num_heads} heads, "
         f"context {config.model.max_seq_len}, vocabulary {config.model.vocab_size:,}: "
@@ -136,15 +189,13 @@ def show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, A
         f"({count.multiplied / 1e6:.1f}M of them multiplied); data {config.data}",
         soft_wrap=True,
     )
-    for reason in record["reasons"]:
+    for reason in cost_reasons(config, plan):
         console.print(f"  - {reason}", soft_wrap=True)
     console.print()
-    plan = record["plan"]
     show_table(console, plan_table(config, plan))
-    total = plan["prepare_s"] + sum(stage["train_s"] + stage["other_s"] for stage in plan["stages"])
     console.print(
-        f"Estimated: {duration(total)} in all, {plan['memory_bytes'] / 1e9:.1f} GB of memory, "
-        f"{plan['disk_bytes'] / 1e9:.1f} GB of disk\n",
+        f"Estimated: {duration(plan.seconds)} in all, {gigabytes(plan.memory_bytes)} of memory, "
+        f"{gigabytes(plan.disk_bytes)} of disk\n",
         soft_wrap=True,
     )
 
@@ -177,7 +228,7 @@ def train(
     Args:
         sections: what else belongs into summary and report, asked for when the run has ended.
     """
-    hardware = Hardware(**{key: value for key, value in record["hardware"].items() if key != "description"})
+    hardware = run.hardware(record)
     follower = Follower(run.directory, STAGES)
     follower.skip_existing()
     run.clear_stop()
@@ -211,7 +262,7 @@ def train(
         outcome = Outcome("done")
     if outcome.state == "done":
         settle(run, config)
-    return _ended(console, run, config, record, outcome, sections)
+    return _ended(console, run, config, outcome, sections)
 
 
 def _finished(run: Run, config: RunConfig) -> bool:
@@ -228,7 +279,6 @@ def _ended(
     console: Console,
     run: Run,
     config: RunConfig,
-    record: dict[str, Any],
     outcome: Outcome,
     sections: Callable[[], list[Table | str]],
 ) -> int:
@@ -244,6 +294,7 @@ def _ended(
     if outcome.state == "interrupted":
         console.print("interrupted; the same command continues where it stopped")
         return 130
+    _remember(run, config)
     more = sections()
     write_report(run, more)
     for section in more:
@@ -251,11 +302,21 @@ def _ended(
             show_table(console, section)
         else:
             console.print(section, soft_wrap=True)
-    _show_summary(console, run, config, record["plan"])
+    _show_summary(console, run, config)
     return 0
 
 
-def _show_summary(console: Console, run: Run, config: RunConfig, plan: dict[str, Any]) -> None:
+def _remember(run: Run, config: RunConfig) -> None:
+    """Keep what the run took for the plans of later ones."""
+    hardware = run.hardware()
+    try:
+        found = finished_stages(str(run.directory), config, run.plan(), run.results(), hardware)
+        History(cache_directory(), hardware.name).add(found)
+    except OSError:  # a full disk: the run is what matters
+        pass
+
+
+def _show_summary(console: Console, run: Run, config: RunConfig) -> None:
     console.print()
     for prompt, text in conversation(run, config.trained_stages):
         console.print(
@@ -264,7 +325,7 @@ def _show_summary(console: Console, run: Run, config: RunConfig, plan: dict[str,
             soft_wrap=True,
         )
     console.print()
-    show_table(console, stage_table(run, plan))
+    show_table(console, stage_table(run, run.plan()))
     if scores := score_table(run):
         show_table(console, scores)
     script = "python experiments/"

@@ -27,14 +27,24 @@ from experiments.budget_search import Asked, BudgetSearch, named_space
 from experiments.deadline import TimeIsUp, Watch
 from experiments.ray_train import Scale
 from experiments.search_report import INTERVAL, hours_table, sections
-from experiments.session import begin, check_data, named_run, show_plan, start_checkpoint, train
+from experiments.session import (
+    begin,
+    check_data,
+    hardware_to_plan_for,
+    named_run,
+    show_cost,
+    show_plan,
+    start_checkpoint,
+    this_machine,
+    train,
+)
 from experiments.terminal import make_console, show_table
 from experiments.trial_table import TrialTable
 from nanochat.clock import RunClock
-from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, to_dict
+from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.errors import UserError
 from nanochat.files import write_json
-from nanochat.planning.hardware import Hardware, detect_hardware
+from nanochat.planning.hardware import HARDWARE_NAMES, Hardware
 from nanochat.planning.resolve import Request
 from nanochat.report import duration
 from nanochat.run import Run, read_json
@@ -64,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fresh-prior", action="store_true", help="forget what earlier searches on this machine and data have seen")
     add("--seed", type=int, default=0)
     add("--plan", action="store_true", help="say what would be tried, and stop")
+    add("--hardware", metavar="|".join(HARDWARE_NAMES), help="with --plan: plan for this, not for the machine at hand")
     add("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     return command
 
@@ -73,15 +84,16 @@ def main(argv: list[str]) -> int:
     args, console = parser().parse_args(argv), make_console()
     asked = _asked(args)
     run = named_run(args.name, args.runs_dir)
-    if args.plan and not run.directory.exists():
-        _show_search(console, BudgetSearch(run, asked, _hardware(run, asked)), 0.0)
+    hardware = hardware_to_plan_for(args)
+    if hardware or (args.plan and not run.directory.exists()):
+        _show_search(console, BudgetSearch(run, asked, hardware or _hardware(run, asked)), 0.0, args.runs_dir)
         return 0
     with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
         asked = _as_before(run, asked)
         clock = begin(run)
         search = BudgetSearch(run, asked, _hardware(run, asked))
         if not run.exists():
-            _show_search(console, search, clock())
+            _show_search(console, search, clock(), args.runs_dir)
             if args.plan:
                 return 0
             _note(search)
@@ -100,9 +112,9 @@ def _hardware(run: Run, asked: Asked) -> Hardware:
         UserError: it has fewer GPUs than workers were asked for.
     """
     try:
-        hardware = Hardware(**json.loads(_hardware_path(run).read_text(encoding="utf-8")))
+        hardware = from_dict(Hardware, json.loads(_hardware_path(run).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        hardware = detect_hardware()
+        hardware = this_machine(fresh=asked.fresh_prior)
     if hardware.device_type == "cuda" and asked.request.num_workers > hardware.device_count:
         raise UserError(
             f"--num-workers {asked.request.num_workers}, and there are {hardware.device_count} GPUs",
@@ -208,7 +220,7 @@ def _as_before(run: Run, asked: Asked) -> Asked:
     return replace(asked, request=replace(asked.request, start_from=request.get("start_from", "")))
 
 
-def _show_search(console: Console, search: BudgetSearch, now_s: float) -> None:
+def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir: Path) -> None:
     """What is about to be done with the hours."""
     policy, cap_s = search.policy, search.asked.cap_s
     seconds = policy.final_seconds(0.0)
@@ -236,6 +248,9 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float) -> None:
     earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
     console.print(f"Known beforehand: {policy.prior.source}{earlier}\n", soft_wrap=True)
     show_table(console, hours_table(search))
+    console.print("What would be trained if no trial changed it:\n")
+    config, record = search.outlook(runs_dir)
+    show_cost(console, config, search.run.plan(record))
 
 
 def _search(

@@ -14,6 +14,7 @@ from nanochat.optim.schedule import Schedule
 TRAINED_STAGES = ("base", "mid", "sft")
 STAGES = ("tokenizer", *TRAINED_STAGES)
 TINYWORLD = "tinyworld"  # the built-in data
+T = typing.TypeVar("T")
 PACKINGS = ("best_fit", "stream")
 DTYPES = ("float32", "bfloat16")
 
@@ -182,7 +183,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type, data: dict[str, Any]) -> Any:
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     """The config dataclass of what `to_dict` gave. Raises TypeError for unknown or missing fields
     and values of another type."""
     hints = typing.get_type_hints(cls)
@@ -195,9 +196,10 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
 def _from_json(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(value)
-    accepted = (int, float) if kind is float else kind
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return tuple(_from_json(parts[0], each) for each in value)
+    accepted = (int, float) if kind is float else dict if origin is dict else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{value!r} is not of type {getattr(kind, '__name__', kind)}")
     return value

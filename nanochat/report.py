@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanochat.config import STAGES, RunConfig
 from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
+from nanochat.planning.estimate import Plan, StageEstimate
 from nanochat.run import Run
 
 Row = tuple[str, ...]
@@ -32,10 +32,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def stage_table(run: Run, plan: dict[str, Any]) -> Table:
+def gigabytes(count: float) -> str:
+    """Bytes as people say them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 or count == 0 else f"{count / 1e6:.0f} MB"
+
+
+def stage_table(run: Run, plan: Plan) -> Table:
     """One row a finished stage, what was estimated beside what was measured."""
     results = run.results()
-    expected = {stage["stage"]: stage["train_s"] + stage["other_s"] for stage in plan["stages"]}
+    expected = {stage.stage: stage for stage in plan.stages}
     rows: list[Row] = []
     if made := results.get("tokenizer"):
         characters = f"{made['characters'] / 1e6:.1f}M chars"
@@ -43,18 +48,19 @@ def stage_table(run: Run, plan: dict[str, Any]) -> Table:
     for stage, result in results.items():
         if stage == "tokenizer":
             continue
+        planned = expected.get(stage)
         rows.append(
             (
                 stage,
                 f"{result['iterations']:,}",
                 f"{result['tokens']:,}",
-                duration(expected[stage]) if stage in expected else "",
+                duration(planned.seconds) if planned else "",
                 duration(result["train_s"] + result["other_s"]),
                 f"{result['tokens_per_second']:,.0f}",
                 f"{result['peak_share']:.0%}",
                 f"{result['first_val_bpb']:.3f} -> {result['val_bpb']:.3f}",
-                f"{plan['memory_bytes'] / 1e9:.1f} GB",
-                f"{result['peak_memory_bytes'] / 1e9:.1f} GB",
+                gigabytes(planned.memory.total) if planned else "",
+                gigabytes(result["peak_memory_bytes"]),
             )
         )
     columns = (
@@ -106,32 +112,62 @@ def conversation(run: Run, stages: tuple[str, ...]) -> list[tuple[str, str]]:
     return []
 
 
-def plan_table(config: RunConfig, plan: dict[str, Any]) -> Table:
+def plan_table(config: RunConfig, plan: Plan) -> Table:
     """What is about to be done, and its estimated cost."""
-    rows = [("prepare", "", "", "", duration(plan["prepare_s"]))]
-    rows += [
+    columns = ("stage", "iterations", "tokens", "tokens a step", "FLOPs", "time", "memory", "disk", "download")
+    prepare = ("prepare", "", "", "", "", duration(plan.prepare_s), "", gigabytes(plan.prepare_disk_bytes),
+               gigabytes(plan.download_bytes))  # fmt: skip
+    rows = tuple(
         (
-            stage["stage"],
-            f"{stage['iterations']:,}",
-            f"{config.stage(stage['stage']).total_batch_size:,}",
-            f"{stage['flops']:.2e}",
-            duration(stage["train_s"] + stage["other_s"]),
+            stage.stage,
+            f"{stage.iterations:,}",
+            f"{stage.tokens:,}",
+            f"{config.stage(stage.stage).total_batch_size:,}",
+            f"{stage.flops:.2e}",
+            duration(stage.seconds),
+            gigabytes(stage.memory.total),
+            gigabytes(stage.disk_bytes),
+            "",
         )
-        for stage in plan["stages"]
-    ]
-    return Table(
-        "Plan (all figures are estimates)", ("stage", "iterations", "tokens a step", "FLOPs", "time"), tuple(rows)
+        for stage in plan.stages
     )
+    return Table("Plan (all figures are estimates)", columns, (prepare, *rows))
+
+
+def _layout(config: RunConfig, planned: StageEstimate, workers: int) -> str:
+    """What makes a step: rows x context in a forward pass, how many of these, and by how many workers."""
+    stage, row = config.stage(planned.stage), config.model.max_seq_len
+    pieces = stage.total_batch_size // (stage.device_batch_size * row * workers)
+    parts = [f"{stage.device_batch_size} rows x {row:,}", *(f"{count} {what}" for count, what in
+             ((pieces, "pieces one after the other"), (workers, "workers")) if count > 1)]  # fmt: skip
+    return f"{stage.total_batch_size:,} tokens = " + " x ".join(parts)
+
+
+def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:
+    """Where the figures of the plan come from, a sentence each."""
+    if not plan.stages:
+        return []
+    largest = max(plan.stages, key=lambda stage: stage.memory.total)
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in vars(largest.memory).items() if size)
+    evaluating = ", ".join(f"{stage.stage} {duration(stage.other_s)}" for stage in plan.stages)
+    layouts = dict.fromkeys(_layout(config, stage, plan.num_workers) for stage in plan.stages)
+    return [
+        f"a step: {'; '.join(layouts)}",
+        f"time: {plan.speed}",
+        f"of it compiling, evaluating and saving: {evaluating}",
+        f"memory of {largest.stage}, in GB: {parts}",
+        "disk: the checkpoints a stage keeps; prepare: token shards, in the cache that runs share",
+    ]
 
 
 def write_report(run: Run, more: Sequence[Table | str] = ()) -> None:
     """`report.md`: how the run was configured, what it cost, how good it is, and whatever more there is to say."""
-    record, config = run.record(), run.config()
+    record, config, plan = run.record(), run.config(), run.plan()
     parts = [
         f"# Run {run.name}\n",
         f"Mode {config.mode}, data {config.data}, seed {config.seed}, depth {config.model.depth}, "
-        f"on {record['hardware']['description']}.\n",
-        stage_table(run, record["plan"]).markdown(),
+        f"on {run.hardware().describe()}.\n",
+        stage_table(run, plan).markdown(),
     ]
     parts += [part.markdown() if isinstance(part, Table) else f"{part}\n" for part in more]
     if scores := score_table(run):
@@ -140,7 +176,7 @@ def write_report(run: Run, more: Sequence[Table | str] = ()) -> None:
         parts.append("## Conversation\n\n" + "\n".join(f"> **{prompt}**\n>\n> {text}\n" for prompt, text in said))
     if told := mishaps(run):
         parts.append("## Mishaps\n\n" + "\n".join(f"- {line}" for line in told) + "\n")
-    parts.append(plan_table(config, record["plan"]).markdown())
+    parts.append(plan_table(config, plan).markdown())
     parts.append("## Choices\n\n" + "\n".join(f"- {reason}" for reason in record["reasons"]) + "\n")
     parts.append(
         "## Environment\n\n" + "\n".join(f"- {name} {version}" for name, version in record["versions"].items()) + "\n"

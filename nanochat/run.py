@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nanochat.config import STAGES, RunConfig, from_dict, to_dict
 from nanochat.errors import FULL_DISK, UserError
 from nanochat.files import write_json
 from nanochat.lock import Owner, held, read_as, read_owner
+from nanochat.planning.estimate import Plan
+from nanochat.planning.hardware import Hardware
 from nanochat.training.result import StageResult
 from nanochat.training.storage import inside
 
+T = TypeVar("T")
 SILENCE_S = 60.0  # after this long without a heartbeat an owner on another machine counts as gone
 
 
@@ -74,8 +77,19 @@ class Run:
 
     def config(self) -> RunConfig:
         """The configuration the run was started with."""
+        return self._part(RunConfig, "config", self.record())
+
+    def plan(self, record: dict[str, Any] | None = None) -> Plan:
+        """What its user was told to expect, by `record`, which is to be written, or by what was written."""
+        return self._part(Plan, "plan", record or self.record())
+
+    def hardware(self, record: dict[str, Any] | None = None) -> Hardware:
+        """What it was planned for; `record` as for `plan`."""
+        return self._part(Hardware, "hardware", record or self.record())
+
+    def _part(self, kind: type[T], key: str, record: dict[str, Any]) -> T:
         try:
-            return from_dict(RunConfig, self.record()["config"])
+            return from_dict(kind, record[key])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.record_path} was not written by this version: {error}", "start the run under another --name"

@@ -19,7 +19,7 @@ BELOW = {  # what each package may import of its siblings
     "inference": {"model", "tokenizer", "training"},  # training: the checkpoint store
     "evaluation": {"model", "tokenizer", "data", "tasks", "inference"},
     "planning": {"model", "optim"},
-    "search": set(),
+    "search": {"planning"},
     "training": {"model", "optim", "tokenizer", "data", "tasks", "inference", "evaluation", "planning"},
 }
 

@@ -46,11 +46,11 @@ def run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     device = detect_hardware()
     print(device.describe())
-    path = options.out / f"{Path(options.data).name}-{options.hours:g}h.json"
+    path = options.out / f"{Path(options.data).name}-{options.hours:g}h.json"  # the runs are beside it
     done: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
     for contender in contenders(options, EVAL_TOKENS[device.device_type]):
         if contender.name not in done:
-            done[contender.name] = {"kind": contender.kind, **_train(contender, options)}
+            done[contender.name] = {"kind": contender.kind, **_train(contender, path.with_suffix(""))}
             write_json(path, done)
         row = done[contender.name]
         figures = f"val_bpb {row['val_bpb']:.4f}  {row['tokens']:>12,} tokens  {row['seconds']:6.0f} s"
@@ -77,17 +77,16 @@ def contenders(options: argparse.Namespace, eval_tokens: int) -> list[Contender]
     return found
 
 
-def _train(contender: Contender, options: argparse.Namespace) -> dict:
+def _train(contender: Contender, runs_dir: Path) -> dict:
     name = contender.name.replace(" ", "-").replace(",", "")
-    command = [sys.executable, contender.script, *contender.options, "--name", name,
-               "--runs-dir", str(options.out / "runs")]  # fmt: skip
+    command = [sys.executable, contender.script, *contender.options, "--name", name, "--runs-dir", str(runs_dir)]
     start = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - start
     if ended.returncode != 0:
         said = ended.stdout[-2000:] + ended.stderr[-2000:]
         raise RuntimeError(f"{contender.name} ended with {ended.returncode}:\n{said}")
-    result = Run(options.out / "runs" / name).results()["base"]
+    result = Run(runs_dir / name).results()["base"]
     return {"val_bpb": result["val_bpb"], "tokens": result["tokens"], "seconds": seconds}
 
 

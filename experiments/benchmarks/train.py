@@ -15,6 +15,7 @@ from nanochat.model.attention import choose_backend
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import choose_dtype, detect_hardware, measure_peaks
+from nanochat.training.pipeline import make_deterministic
 
 WARM_UP_STEPS = 3  # after the first, which compiles
 
@@ -56,8 +57,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"attention {attention}: {why_attention}")
     print(f"compiled: {'yes' if compiled else 'no'}{', with Muon' if options.compile_muon else ''}")
 
-    torch.use_deterministic_algorithms(True)  # as training does
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    make_deterministic()
     config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
     model = Transformer(config, compute_dtype=getattr(torch, dtype), attention=attention).to(device)
     if compiled:

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
-
-from nanochat.data.dataset import TokenDataset
 
 IGNORE = -1  # a target that carries no loss
 _BATCHES_AHEAD = 2
@@ -32,6 +31,19 @@ class Batch:
     targets: torch.Tensor
 
 
+class Rows(Protocol):
+    """What batches are made of, such as a TokenDataset."""
+
+    @property
+    def row_tokens(self) -> int: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (n, row_tokens + 1) of these rows, and where one carries loss as a target."""
+
+
 def to_batch(tokens: np.ndarray, mask: np.ndarray) -> Batch:
     """Rows of time + 1 tokens, and where a token carries loss as a target, as inputs and targets (rows, time)."""
     return Batch(
@@ -46,7 +58,7 @@ class Batches:
     Step s holds the places s·R to (s+1)·R of the epochs' orders laid end to end, so a batch may straddle epochs.
     """
 
-    def __init__(self, dataset: TokenDataset, total_rows: int, seed: int) -> None:
+    def __init__(self, dataset: Rows, total_rows: int, seed: int) -> None:
         if total_rows < 1 or dataset.num_rows < 1:
             raise ValueError("a batch and a dataset need at least one row")
         self._dataset = dataset

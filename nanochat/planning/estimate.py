@@ -1,9 +1,13 @@
 """What a configuration will cost, before anything runs: seconds, bytes of memory, bytes of disk. All are estimates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from nanochat.config import TINYWORLD, RunConfig, StageConfig
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
+from nanochat.planning.correction import Correction
 from nanochat.planning.hardware import GIB, Hardware
 
 # Shares of the measured matmul peak that a whole training step reaches; priors until a run has measured better.
@@ -13,9 +17,39 @@ START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
 COMPILE_S = {"cpu": 15.0, "cuda": 60.0}
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
-TINYWORLD_S = 6.0
+TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
 SECONDS_PER_QUESTION = {"cpu": 0.02, "cuda": 0.02}
 CHARS_PER_TOKEN = 3.5
+SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
+CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
+PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
+# Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
+SPREAD = {
+    "speed": {"common_sd": 0.25, "local_sd": 0.15, "reach": 0.7, "noise": 0.04},
+    "memory": {"common_sd": 0.2, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
+}
+MOST_HEEDED = 60  # trainings
+RUNTIME_GIB = {"cpu": 0.75, "cuda": 0.5}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of training on one device, by what takes them."""
+
+    weights: int
+    gradients: int
+    """And the fp32 temporaries of an update."""
+    optimizer: int
+    activations: int
+    logits: int
+    runtime: int
+    """Of the process, its libraries and their workspaces."""
+    unexplained: int = 0
+    """By how much trainings here differed from the sum of these."""
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -26,9 +60,13 @@ class StageEstimate:
     iterations: int
     tokens: int
     flops: float
+    """Of the model; the optimizer's are in the time."""
     train_s: float
     other_s: float
     """Compiling, evaluating, saving."""
+    memory: Memory
+    disk_bytes: int
+    """Checkpoints kept, and one while it is written."""
 
     @property
     def seconds(self) -> float:
@@ -41,13 +79,25 @@ class Plan:
 
     prepare_s: float
     """Starting, making the data and the tokenizer, tokenising."""
+    prepare_disk_bytes: int
+    """Token shards, in the cache that runs share."""
+    download_bytes: int
     stages: tuple[StageEstimate, ...]
-    memory_bytes: int
-    disk_bytes: int
+    num_workers: int
+    speed: str
+    """Where the seconds come from, for people."""
 
     @property
     def seconds(self) -> float:
         return self.prepare_s + sum(stage.seconds for stage in self.stages)
+
+    @property
+    def memory_bytes(self) -> int:
+        return max((stage.memory.total for stage in self.stages), default=0)
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.prepare_disk_bytes + sum(stage.disk_bytes for stage in self.stages)
 
 
 def optimizer_flops(model: ModelConfig) -> float:
@@ -60,28 +110,75 @@ def optimizer_flops(model: ModelConfig) -> float:
 
 
 def step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardware, num_workers: int = 1) -> float:
-    """Seconds of one optimizer step after warm-up."""
+    """Seconds of one optimizer step after warm-up, as far as trainings on this hardware have told."""
+    rows = stage.device_batch_size
+    return modelled_step_seconds(config, stage, hardware, num_workers) / _times(
+        "speed", config, rows, hardware, num_workers
+    )
+
+
+def modelled_step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardware, num_workers: int = 1) -> float:
+    """The same before anything was measured but the peak."""
     peak = hardware.peak_flops[config.compute_dtype] * UTILISATION[hardware.device_type, config.compile]
     devices = num_workers if hardware.device_type == "cuda" else 1  # CPU workers share the same processors
     model_flops = stage.total_batch_size * train_flops_per_token(config.model, config.model.max_seq_len)
     return (model_flops / devices + optimizer_flops(config.model)) / peak
 
 
-def train_memory_bytes(model: ModelConfig, device_batch_size: int, compute_dtype: str, device_type: str) -> int:
-    """Peak memory of training on one device.
+def train_memory(config: RunConfig, device_batch_size: int, hardware: Hardware, num_workers: int = 1) -> Memory:
+    """Peak memory of training on one device, as far as trainings on this hardware have told."""
+    modelled = modelled_memory(config, device_batch_size, hardware.device_type)
+    times = _times("memory", config, device_batch_size, hardware, num_workers)
+    return replace(modelled, unexplained=round((times - 1) * modelled.total))
 
-    Weights, gradients and the step's fp32 temporaries, AdamW's two moments, Muon's momentum, and per token what the
-    backward pass keeps of each layer (norm input, q, k, v, attention output, MLP hidden before and after the square:
-    about 15 values a channel) and of the logits (raw, fp32 and their gradient).
+
+def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str) -> Memory:
+    """The same before anything was measured.
+
+    Per token the backward pass keeps of each layer its norm input, q, k, v, attention output, MLP hidden before and
+    after the square: about 15 values a channel; and the logits raw, in fp32, and their gradient.
     """
-    count, element = count_parameters(model), 2 if compute_dtype == "bfloat16" else 4
+    model = config.model
+    count, element = count_parameters(model), 2 if config.compute_dtype == "bfloat16" else 4
     adamw = count.total - count.matrices
-    state = 4 * (2 * count.total + 2 * adamw + count.matrices) + 4 * count.matrices
-    per_token = model.depth * 15 * model.width * element + model.vocab_size * (8 + element)
+    tokens = device_batch_size * model.max_seq_len
+    kept = model.depth * 15 * model.width * element
     if device_type == "cpu":  # attention keeps its weights of (time x time) a head
-        per_token += model.depth * model.num_heads * model.max_seq_len * 2 * element
-    runtime = 0.75 * GIB if device_type == "cpu" else 0.5 * GIB
-    return round(state + device_batch_size * model.max_seq_len * per_token + runtime)
+        kept += model.depth * model.num_heads * model.max_seq_len * 2 * element
+    return Memory(
+        weights=4 * count.total,
+        gradients=4 * (count.total + count.matrices),
+        optimizer=4 * (2 * adamw + count.matrices),
+        activations=tokens * kept,
+        logits=tokens * model.vocab_size * (8 + element),
+        runtime=round(RUNTIME_GIB[device_type] * GIB),
+    )
+
+
+def _times(what: str, config: RunConfig, rows: int, hardware: Hardware, num_workers: int) -> float:
+    """How many times the modelled speed or memory is to be expected."""
+    correction, place = _correction(what, config, rows, hardware, num_workers)
+    return float(np.exp(correction.mean(place)[0]))
+
+
+def speed_sd(config: RunConfig, stage: StageConfig, hardware: Hardware, num_workers: int = 1) -> float:
+    """Of the logarithm of `step_seconds`: 0.04 is four per cent."""
+    correction, place = _correction("speed", config, stage.device_batch_size, hardware, num_workers)
+    return float(np.sqrt(correction.belief(place, place)[0, 0] + correction.noise**2))
+
+
+def _correction(
+    what: str, config: RunConfig, rows: int, hardware: Hardware, num_workers: int
+) -> tuple[Correction, np.ndarray]:
+    """What trainings of this kind say, and where among them this one is."""
+    kind = (config.compute_dtype, config.compile)
+    of_kind = [each for each in hardware.trainings if (each.compute_dtype, each.compile) == kind]
+    alike = [each for each in of_kind if each.num_workers == num_workers] or of_kind
+    alike = alike[-MOST_HEEDED:]
+    places = np.log([(each.depth, each.width, each.device_batch_tokens) for each in alike]).reshape(-1, 3)
+    errors = np.log([getattr(each, what) for each in alike])
+    place = np.log([[config.model.depth, config.model.width, rows * config.model.max_seq_len]])
+    return Correction(places, errors, **SPREAD[what]), place
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
@@ -98,34 +195,61 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Pla
     for name in config.trained_stages:
         stages.append(_stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
         since_s += stages[-1].seconds
-    train_chars = sum(stage.tokens for stage in stages) * CHARS_PER_TOKEN
-    widest = max((config.stage(name).device_batch_size for name in config.trained_stages), default=1)
-    saved = sum(
-        min(config.keep_checkpoints, stage.iterations // config.stage(stage.stage).checkpoint_every + 1)
-        + 1  # while it is written
-        + config.keep_best_checkpoint
-        for stage in stages
-    )
     return Plan(
         prepare_s,
+        _shard_bytes(config),
+        0,  # all data is built in or the user's
         tuple(stages),
-        train_memory_bytes(config.model, widest, config.compute_dtype, hardware.device_type),
-        round(saved * checkpoint_bytes(config.model) + 3 * train_chars),
+        num_workers,
+        _speed(config, hardware, num_workers),
     )
+
+
+def _speed(config: RunConfig, hardware: Hardware, num_workers: int) -> str:
+    """Where the seconds of a step come from."""
+    if not config.trained_stages:
+        return ""
+    stage = config.stage(config.trained_stages[0])
+    dtype, peak = config.compute_dtype, hardware.peak_flops[config.compute_dtype]
+    flops = stage.total_batch_size * train_flops_per_token(config.model, config.model.max_seq_len) / num_workers
+    share = flops / step_seconds(config, stage, hardware, num_workers) / peak
+    sd = speed_sd(config, stage, hardware, num_workers)
+    trained = len(hardware.trainings)
+    known = f"trainings known here: {trained}" if trained else "assumed: nothing was trained here yet"
+    return f"{share:.0%} of the {peak / 1e12:.3g} TFLOP/s of {dtype} products, ± {sd:.0%} ({known})"
 
 
 def _prepare_seconds(config: RunConfig, hardware: Hardware) -> float:
     """Until the first stage begins."""
-    builtin = config.data == TINYWORLD
-    chars = min(config.tokenizer.max_chars, 20_000_000 if builtin else config.tokenizer.max_chars)
-    stages = [config.stage(name) for name in config.trained_stages]
-    train_chars = sum(stage.num_iterations * stage.total_batch_size for stage in stages) * CHARS_PER_TOKEN
     return (
         START_S[hardware.device_type]
-        + chars / TOKENIZER_CHARS_PER_S
-        + (TINYWORLD_S if builtin else 0.0)
-        + train_chars / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
+        + min(config.tokenizer.max_chars, _available_chars(config.data)) / TOKENIZER_CHARS_PER_S
+        + (TINYWORLD_S if config.data == TINYWORLD else 0.0)
+        + _prepared_chars(config) / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
     )
+
+
+def _prepared_chars(config: RunConfig) -> float:
+    """Characters that are tokenised: what the base stage goes through, or all there is, and the conversations."""
+    chats = CHATS_CHARS if {"mid", "sft"} & set(config.trained_stages) else 0
+    if "base" not in config.trained_stages:
+        return chats
+    wanted = (config.train_tokens or config.base.num_iterations * config.base.total_batch_size) * CHARS_PER_TOKEN
+    available = _available_chars(config.data)
+    return chats + (available if config.data == TINYWORLD else min(wanted, available))  # the world is tokenised whole
+
+
+def _shard_bytes(config: RunConfig) -> int:
+    bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
+    return round(SHARD_SIZE * bytes_per_token * _prepared_chars(config) / CHARS_PER_TOKEN)
+
+
+def _available_chars(data: str) -> float:
+    """Of the text that --data names, by the sizes of its files; of what cannot be looked at, any number."""
+    if data == TINYWORLD:
+        return TINYWORLD_CHARS
+    files = [Path(data)] if Path(data).is_file() else [path for path in Path(data).rglob("*") if path.is_file()]
+    return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf
 
 
 def _stage_estimate(
@@ -145,4 +269,7 @@ def _stage_estimate(
     tokens = iterations * stage.total_batch_size
     other_s = (iterations // stage.eval_every + 1) * evaluating + answering + compiling
     flops = float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len)
-    return StageEstimate(name, iterations, tokens, flops, iterations * per_step, other_s)
+    memory = train_memory(config, stage.device_batch_size, hardware, num_workers)
+    saved = min(config.keep_checkpoints, iterations // stage.checkpoint_every + 1) + 1 + config.keep_best_checkpoint
+    disk_bytes = saved * checkpoint_bytes(config.model) if config.keep_checkpoints else 0
+    return StageEstimate(name, iterations, tokens, flops, iterations * per_step, other_s, memory, disk_bytes)

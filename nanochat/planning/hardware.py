@@ -3,13 +3,31 @@
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
+from nanochat.errors import UserError
+
 GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training compared with what was modelled of it before anything was measured."""
+
+    compute_dtype: str
+    compile: bool
+    num_workers: int
+    depth: int
+    width: int
+    device_batch_tokens: int
+    speed: float
+    """Times the modelled."""
+    memory: float
+    """Times the modelled."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,8 @@ class Hardware:
     memory_bytes: int
     peak_flops: dict[str, float]
     measured: bool = True
+    trainings: tuple[Training, ...] = ()
+    """What was trained on it."""
 
     def describe(self) -> str:
         """One line for the plan."""
@@ -36,10 +56,22 @@ class Hardware:
         return f"{devices}, {self.memory_bytes / GIB:.0f} GiB, matmul peak {peaks} TFLOP/s ({how})"
 
 
-# For planning without the hardware at hand; peaks are the dense figures of NVIDIA's A100 data sheet.
-A100_40GB = Hardware(
-    "NVIDIA A100 40GB", "cuda", 1, 12, 40 * 10**9, {"bfloat16": 312e12, "float32": 19.5e12}, measured=False
-)
+def _gpu(name: str, gigabytes: int, bf16_teraflops: float, fp32_teraflops: float) -> Hardware:
+    peaks = {"bfloat16": bf16_teraflops * 1e12, "float32": fp32_teraflops * 1e12}
+    return Hardware(name, "cuda", 1, 12, gigabytes * 10**9, peaks, measured=False)
+
+
+# For planning without the hardware at hand: dense bfloat16 with fp32 accumulation, and float32 outside tensor cores,
+# from NVIDIA's data sheets of A100, H100 and H200 and its white papers on AD102 and GA102.
+DATA_SHEETS = {
+    "a100-40gb": _gpu("NVIDIA A100 40GB", 40, 312, 19.5),
+    "a100-80gb": _gpu("NVIDIA A100 80GB", 80, 312, 19.5),
+    "h100": _gpu("NVIDIA H100 SXM", 80, 989, 67),
+    "h200": _gpu("NVIDIA H200 SXM", 141, 989, 67),
+    "rtx-4090": _gpu("NVIDIA GeForce RTX 4090", 24, 165.2, 82.6),
+    "rtx-3090": _gpu("NVIDIA GeForce RTX 3090", 24, 71, 35.6),
+}
+HARDWARE_NAMES = (*DATA_SHEETS, "cpu")
 
 
 def usable_cpus() -> int:
@@ -47,9 +79,24 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def detect_hardware() -> Hardware:
-    """The machine this process runs on. Takes about a second, most of it timing matrix products."""
-    if torch.cuda.is_available():
+def named_hardware(name: str, count: int = 1) -> Hardware:
+    """So many of one of `HARDWARE_NAMES`: GPUs by their data sheet, or the CPU of this machine, measured.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if name not in HARDWARE_NAMES:
+        raise UserError(f"there is no hardware {name!r} to plan for", f"choose --hardware {', '.join(HARDWARE_NAMES)}")
+    return replace(DATA_SHEETS[name], device_count=count) if name in DATA_SHEETS else detect_hardware(gpu=False)
+
+
+def detect_hardware(gpu: bool = True) -> Hardware:
+    """The machine this process runs on. Takes about a second, most of it timing matrix products.
+
+    Args:
+        gpu: False: its CPU, even where there is a GPU.
+    """
+    if gpu and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Hardware(
             properties.name,

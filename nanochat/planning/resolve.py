@@ -11,11 +11,12 @@ from nanochat.model.attention import choose_backend
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
 from nanochat.planning.deadlines import with_deadlines
-from nanochat.planning.estimate import step_seconds, train_memory_bytes
+from nanochat.planning.estimate import step_seconds, train_memory
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 
+USUAL_GPU_BYTES = 40 * 10**9  # what the modes' shares are of
 COMPILE_REPAYS_AFTER = 300  # steps of all stages together; measured on CPU, see experiments/LOG.md
 
 
@@ -112,7 +113,7 @@ def resolve(
         attention=attention,
     )
     batch = _total_batch(request, size, config, iterations, hardware, say)
-    rows = _device_batch(request, size, model, batch, dtype, hardware, memory, say)
+    rows = _device_batch(request, size, config, batch, hardware, memory, say)
     lr = request.lr_multiplier or size.lr_multiplier
     config = _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
     if request.lr_multiplier is None and lr != 1:
@@ -122,7 +123,7 @@ def resolve(
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)
-    _check_memory(config, hardware)
+    _check_memory(config, hardware, request.num_workers)
     return Resolved(config, tuple(reasons))
 
 
@@ -225,7 +226,7 @@ def _total_batch(
     affordable = [
         tokens
         for tokens in choices
-        if steps * step_seconds(config, replace(config.base, total_batch_size=tokens), hardware) <= size.target_s
+        if steps * step_seconds(config, in_one_piece(config, tokens), hardware) <= size.target_s
     ]
     batch = affordable[-1] if affordable else choices[0]
     say(
@@ -238,28 +239,34 @@ def _total_batch(
     return batch
 
 
+def in_one_piece(config: RunConfig, batch: int) -> StageConfig:
+    """The base stage with so many tokens a step, all in one forward pass."""
+    return replace(config.base, total_batch_size=batch, device_batch_size=max(batch // config.model.max_seq_len, 1))
+
+
 def _device_batch(
     request: Request,
     size: Size,
-    model: ModelConfig,
+    config: RunConfig,
     batch: int,
-    dtype: str,
     hardware: Hardware,
     memory: MemoryRecord | None,
     say: Callable[[str], None],
 ) -> int:
     if request.device_batch_size is not None:
         return request.device_batch_size
-    limit = min(size.memory_bytes, int(0.9 * hardware.memory_bytes))
+    model, larger = config.model, max(hardware.memory_bytes / USUAL_GPU_BYTES, 1.0)
+    on_gpu = hardware.device_type == "cuda"
+    limit = min(int(size.memory_bytes * (larger if on_gpu else 1.0)), int(0.9 * hardware.memory_bytes))
     rows = max(batch // model.max_seq_len // request.num_workers, 1)
-    remembered = memory.limit(model, dtype) if memory else None
+    remembered = memory.limit(model, config.compute_dtype) if memory else None
     rows = min(rows, remembered or rows)
     while rows > 1 and (
-        train_memory_bytes(model, rows, dtype, hardware.device_type) > limit
+        train_memory(config, rows, hardware, request.num_workers).total > limit
         or batch % (rows * model.max_seq_len * request.num_workers)
     ):
         rows -= 1
-    needed = train_memory_bytes(model, rows, dtype, hardware.device_type)
+    needed = train_memory(config, rows, hardware, request.num_workers).total
     earlier = ", and memory ran out above it in an earlier run" if rows == remembered else ""
     say(
         f"device_batch_size {rows}: the most rows that keep training within {limit / GIB:.0f} GiB "
@@ -298,9 +305,9 @@ def _with_stages(
     )
 
 
-def _check_memory(config: RunConfig, hardware: Hardware) -> None:
+def _check_memory(config: RunConfig, hardware: Hardware, num_workers: int) -> None:
     rows = max((config.stage(name).device_batch_size for name in config.trained_stages), default=0)
-    needed = train_memory_bytes(config.model, rows, config.compute_dtype, hardware.device_type)
+    needed = train_memory(config, rows, hardware, num_workers).total
     if rows and needed > hardware.memory_bytes:
         raise UserError(
             f"depth {config.model.depth} with device_batch_size {rows} "

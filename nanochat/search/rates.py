@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nanochat.planning.correction import Correction
+
 COMMON_SD, DEPTH_SD, NOISE = 0.25, 0.06, 0.02  # of the logarithm of throughput over its estimate
 REACH = 0.1  # of the logarithm of depth, over which depths share what is their own
 Array = np.ndarray
@@ -21,25 +23,22 @@ class Rates:
         self._estimate = estimate
         self.measured_depths = np.array([depth for depth, _, _ in measured], dtype=float)
         errors = np.array([np.log(rate / estimate(depth, batch)) for depth, batch, rate in measured])
-        self._known = self._covariance(self.measured_depths, self.measured_depths) + NOISE**2 * np.eye(len(measured))
-        self._weights = np.linalg.solve(self._known, errors) if len(measured) else np.zeros(0)
+        self._correction = Correction(_places(self.measured_depths), errors,
+                                      common_sd=COMMON_SD, local_sd=DEPTH_SD, reach=REACH, noise=NOISE)  # fmt: skip
 
     def tokens_per_second(self, depth: int, batch: int) -> float:
         """By all that was measured."""
-        error = self._covariance(np.array([float(depth)]), self.measured_depths) @ self._weights
+        error = self._correction.mean(_places(np.array([float(depth)])))
         return self._estimate(depth, batch) * float(np.exp(error[0]))
-
-    def belief(self, depths: Array, others: Array) -> Array:
-        """(n, m): covariance of the errors still believed possible."""
-        towards = np.linalg.solve(self._known, self._covariance(self.measured_depths, others))
-        return self._covariance(depths, others) - self._covariance(depths, self.measured_depths) @ towards
 
     def learned(self, asked: Array, depths: Array, samples: int, rng: np.random.Generator) -> Array:
         """(depths, samples): how the errors may turn out to be once the depths in `asked` are measured."""
-        seen = self.belief(asked, asked) + NOISE**2 * np.eye(len(asked))
-        towards = np.linalg.solve(seen, self.belief(asked, depths))  # (asked, depths)
+        asked, depths = _places(asked), _places(depths)
+        seen = self._correction.belief(asked, asked) + NOISE**2 * np.eye(len(asked))
+        towards = np.linalg.solve(seen, self._correction.belief(asked, depths))  # (asked, depths)
         return towards.T @ np.linalg.cholesky(seen) @ rng.standard_normal((len(asked), samples))
 
-    def _covariance(self, depths: Array, others: Array) -> Array:
-        distance = np.log(depths[:, None] / others)
-        return COMMON_SD**2 + DEPTH_SD**2 * np.exp(-0.5 * (distance / REACH) ** 2)
+
+def _places(depths: Array) -> Array:
+    """(n, 1)"""
+    return np.log(depths)[:, None]

@@ -43,8 +43,8 @@ def gpu(unique_tokens: float = np.inf) -> Machine:
     return Machine(Device(parameters, rate), Overheads(60.0, 6.0, 5.0, 60.0, 40.0), preset, PUBLISHED, unique_tokens)
 
 
-def two_cores() -> Machine:
-    """Like the CPU of a small machine: models up to a few million parameters, in fp32, on TinyWorld."""
+def two_cores(prior: Prior = SMALL) -> Machine:
+    """Like the CPU of a small machine: models up to a few million parameters, in fp32."""
 
     def parameters(depth: int) -> float:
         return 12.0 * depth * (64 * depth) ** 2 + 1024 * 64.0 * depth
@@ -53,7 +53,7 @@ def two_cores() -> Machine:
         utilisation = 0.35 * depth / (depth + 1)
         return 0.3e12 * utilisation / (6.5 * parameters(depth)) * batch / (batch + 256)
 
-    return Machine(Device(parameters, rate), Overheads(21.0, 21.0, 3.0, 31.0, 14.0), Config(3, 3072, 5.0, 400), SMALL)
+    return Machine(Device(parameters, rate), Overheads(12.0, 3.0, 3.0, 31.0, 14.0), Config(3, 3072, 5.0, 400), prior)
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,13 @@ def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
     return [(prompt, shown(read_reply(tokenizer, reply))) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
+def make_deterministic() -> None:
+    """The same steps give the same weights, to the bit; for the whole process."""
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def build_trainee(config: RunConfig, workers: Workers) -> Trainee:
     """Model and this worker's share of the optimizer, compiled if the config says so."""
     device = workers.device

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from experiments import cli
+from experiments import cli, session
 from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.events import Sampled, StepDone, TasksScored, read_events
@@ -216,6 +216,25 @@ def test_plan_only_writes_nothing(tmp_path):
     assert not (tmp_path / "planned").exists()
 
 
+def test_a_plan_for_other_hardware(tmp_path, capsys):
+    options = ["--mode", "medium", "--plan", "--hardware", "h100", "--num-workers", "8", "--runs-dir", str(tmp_path)]
+    assert run_stage_script.main(options) == 0
+    out = capsys.readouterr().out
+    for part in ("8 x NVIDIA H100", "data sheet", "8 workers", "download", "memory of base, in GB: weights", "± 29%"):
+        assert part in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibrating_makes_the_plan_surer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(session, "CALIBRATION_S", 1.0)
+    options = ["--depth", "1", "--compile", "off", "--plan", "--runs-dir", str(tmp_path / "runs")]
+    for more, says in (([], "± 29% (assumed"), (["--calibrate"], "trainings known here: 1"), ([], "known here: 1")):
+        assert run_stage_script.main([*options, *more]) == 0
+        assert says in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
 def write(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     return str(path)
@@ -232,6 +251,10 @@ def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path, monkeypatch, cap
         ("--data", str(tmp_path / "wrong.parquet")): "text",
         ("--data", write(tmp_path / "latin.txt", "na\xefve caf\xe9\n".encode("latin-1"))): "UTF-8",
         ("--data", write(tmp_path / "nothing.txt", b"")): "nothing.txt",
+        ("--hardware", "h100"): "--hardware is for plans",
+        ("--hardware", "tpu", "--plan"): "no hardware 'tpu'",
+        ("--calibrate",): "--calibrate measures one worker",
+        ("--calibrate", "--plan", "--hardware", "h100"): "--calibrate measures one worker",
         ("--total-batch-size", "1000"): "nearest that does is --total-batch-size 1024",
         ("--depth", "64", "--max-seq-len", "8192", "--total-batch-size", "8192"): "GiB",
         ("--depth", "0"): "--depth must be at least 1",

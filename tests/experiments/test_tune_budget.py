@@ -54,7 +54,7 @@ def search_of(
     ],
 )
 def test_mistakes_are_one_line_and_a_hint(tmp_path, capsys, monkeypatch, options, says):
-    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     assert cli.run(tune_budget.main, [*options, "--runs-dir", str(tmp_path / "runs"), "--plan"]) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -64,10 +64,11 @@ def test_mistakes_are_one_line_and_a_hint(tmp_path, capsys, monkeypatch, options
 
 
 def test_the_plan_says_what_would_be_tried(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     assert cli.run(tune_budget.main, ["--hours", "6", "--plan", "--runs-dir", str(tmp_path / "runs")]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for part in ("6 h 00 min in all", "are reserved", "go to trials", "depth 1 to", "What other hours would buy"):
+    for part in ("6 h 00 min in all", "are reserved", "go to trials", "depth 1 to", "What other hours would buy",
+                 "What would be trained", "FLOPs", "memory of base"):  # fmt: skip
         assert part in out
     assert not (tmp_path / "runs").exists()
 
@@ -86,7 +87,7 @@ def test_a_given_depth_is_kept_and_a_batch_space_varies_the_batch(tmp_path):
 
 
 def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     search = search_of(tmp_path / "runs" / "budget", 1.0, seed=3)
     tune_budget._note(search)
     tune_budget._as_before(search.run, Asked(Request(hours=1.0, seed=3), "budget"))
@@ -99,7 +100,7 @@ def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkey
 
 
 def test_hours_that_are_too_few_can_be_given_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     for hours in ("0.01", "0.011"):
         assert cli.run(tune_budget.main, ["--hours", hours, "--runs-dir", str(tmp_path / "runs")]) == 2
         assert "too few" in capsys.readouterr().err
@@ -107,17 +108,17 @@ def test_hours_that_are_too_few_can_be_given_again(tmp_path, capsys, monkeypatch
 
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     four = replace(CPU, device_type="cuda", device_count=4, peak_flops={"bfloat16": 3e14, "float32": 1e14})
-    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: four)
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: four)
     options = ["--hours", "6", "--num-workers", "8", "--runs-dir", str(tmp_path)]
     assert cli.run(tune_budget.main, options) == 2
     assert "there are 4 GPUs" in capsys.readouterr().err
 
 
 def test_the_machine_is_measured_once_for_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune_budget, "detect_hardware", lambda: CPU)
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     search = search_of(tmp_path / "r", 1.0)
     tune_budget._note(search)
-    monkeypatch.setattr(tune_budget, "detect_hardware", pytest.fail)
+    monkeypatch.setattr(tune_budget, "this_machine", pytest.fail)
     assert tune_budget._hardware(search.run, search.asked) == CPU
 
 

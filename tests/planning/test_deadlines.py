@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from nanochat.errors import UserError
 from nanochat.planning.deadlines import CLOSING_S, MIN_STAGE_S
 from nanochat.planning.estimate import estimate
-from nanochat.planning.hardware import A100_40GB, Hardware
+from nanochat.planning.hardware import DATA_SHEETS, Hardware
 from nanochat.planning.resolve import Request, resolve
 
+A100_40GB = DATA_SHEETS["a100-40gb"]
 CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
 STAGES = [("tokenizer", "base", "mid", "sft"), ("tokenizer", "base"), ("sft",)]
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from nanochat.model import ModelConfig
-from nanochat.planning.hardware import A100_40GB
+from nanochat.planning.hardware import DATA_SHEETS
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
 
+A100_40GB = DATA_SHEETS["a100-40gb"]
 MODEL = ModelConfig.from_depth(2, 512, 32)
 
 

@@ -5,12 +5,13 @@ import pytest
 from nanochat.errors import UserError
 from nanochat.model import count_parameters
 from nanochat.optim.scaling import optimal_tokens
-from nanochat.planning.estimate import checkpoint_bytes, estimate, train_memory_bytes
-from nanochat.planning.hardware import A100_40GB, Hardware, choose_dtype, detect_hardware
+from nanochat.planning.estimate import checkpoint_bytes, estimate, train_memory
+from nanochat.planning.hardware import DATA_SHEETS, Hardware, choose_dtype, detect_hardware, named_hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
 
 CPU = Hardware("a CPU", "cpu", 1, 2, 24 * 2**30, {"float32": 275e9, "bfloat16": 150e9})
+A100_40GB = DATA_SHEETS["a100-40gb"]
 FAST_CPU = replace(CPU, peak_flops={"float32": 208e9, "bfloat16": 903e9})
 
 
@@ -120,10 +121,32 @@ def test_batches_always_divide_among_workers():
 
 
 def test_memory_grows_with_what_it_is_made_of():
-    model = resolved(A100_40GB, mode="small").config.model
-    assert train_memory_bytes(model, 8, "bfloat16", "cuda") > train_memory_bytes(model, 4, "bfloat16", "cuda")
-    assert train_memory_bytes(model, 4, "float32", "cuda") > train_memory_bytes(model, 4, "bfloat16", "cuda")
-    assert checkpoint_bytes(model) > 4 * count_parameters(model).total
+    config = resolved(A100_40GB, mode="small").config
+    in_full = replace(config, compute_dtype="float32")
+    four, eight = (train_memory(config, rows, A100_40GB) for rows in (4, 8))
+    assert eight.activations == 2 * four.activations
+    assert eight.logits == 2 * four.logits
+    assert eight.total - four.total == four.activations + four.logits
+    assert train_memory(in_full, 4, A100_40GB).activations == 2 * four.activations
+    assert checkpoint_bytes(config.model) == four.weights + four.optimizer > 4 * count_parameters(config.model).total
+
+
+@pytest.mark.parametrize("name", DATA_SHEETS)
+def test_every_gpu_can_be_planned_for(name):
+    one, eight = (named_hardware(name, count) for count in (1, 8))
+    assert one.memory_bytes < 150e9
+    assert not one.measured
+    for mode in MODES:
+        alone = estimate(resolved(one, mode=mode).config, one)
+        together = estimate(resolved(eight, mode=mode, num_workers=8).config, eight, 8)
+        assert alone.memory_bytes < one.memory_bytes
+        assert together.stages[0].train_s < alone.stages[0].train_s / 6
+
+
+def test_hardware_by_name():
+    assert named_hardware("cpu").device_type == "cpu"
+    with pytest.raises(UserError, match="no hardware 'tpu'"):
+        named_hardware("tpu")
 
 
 def test_this_machine_can_be_detected():
@@ -137,3 +160,12 @@ def test_differences_between_requests_name_the_flags():
     first = Request(depth=4, num_workers=1)
     assert first.differences(Request(depth=4, num_workers=2)) == []
     assert first.differences(Request(depth=6, mode="small")) == ["--mode 'demo' -> 'small'", "--depth 4 -> 6"]
+
+
+def test_of_little_text_no_more_is_prepared_than_there_is(tmp_path):
+    (tmp_path / "text.txt").write_text("a" * 100_000)
+    config = resolved(A100_40GB, mode="medium", data=str(tmp_path), stages=("tokenizer", "base")).config
+    little = estimate(config, A100_40GB)
+    assert little.prepare_disk_bytes < 1e6
+    assert little.prepare_s < 60
+    assert estimate(replace(config, data="/nowhere"), A100_40GB).prepare_disk_bytes > 1e9

@@ -1,0 +1,92 @@
+"""What a configuration takes here, from some seconds of its real training steps on random tokens."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from nanochat.config import RunConfig
+from nanochat.data.batches import Batches
+from nanochat.errors import UserError
+from nanochat.events import Event, StepDone
+from nanochat.planning.estimate import step_seconds, train_memory
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.history import Finished, measured
+from nanochat.training.checkpoint import CheckpointStore
+from nanochat.training.loop import Surroundings, train_stage
+from nanochat.training.pipeline import build_trainee, make_deterministic
+from nanochat.workers import Workers
+
+MANY = 10**9  # steps: the clock ends them
+
+
+@dataclass(frozen=True)
+class _RandomRows:
+    """A dataset of tokens that nobody wrote; the arithmetic is the same."""
+
+    vocab_size: int
+    row_tokens: int
+    num_rows: int = 4096
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(indices), self.row_tokens + 1)
+        tokens = np.random.default_rng(int(indices[0])).integers(self.vocab_size, size=shape)
+        return tokens, np.ones(shape, dtype=bool)
+
+
+def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished:
+    """Train the first stage of `config` for so many seconds after its first step, on one device, and compare with what
+    is estimated for that. Nothing is saved.
+
+    Call it in a process of its own: memory is counted for the whole of it.
+
+    Raises:
+        UserError: memory or the time do not hold it.
+    """
+    make_deterministic()
+    name = config.trained_stages[0]
+    stage = replace(config.stage(name), num_iterations=MANY, eval_every=MANY, checkpoint_every=MANY, deadline_s=seconds)
+    begun: list[float] = []  # when the first step, which compiles, was over
+
+    def heard(event: Event) -> None:
+        if isinstance(event, StepDone) and not begun:
+            begun.append(time.perf_counter())
+
+    with TemporaryDirectory() as nowhere:
+        around = Surroundings(
+            workers=Workers(device=torch.device(hardware.device_type)),
+            store=CheckpointStore(Path(nowhere)),
+            emit=heard,
+            validate=lambda rows: 0.0,
+            should_stop=lambda: False,
+            restore=lambda: None,
+            identity={},
+            peak_flops=hardware.peak_flops[config.compute_dtype],
+            saves=False,
+            run_clock=lambda: time.perf_counter() - begun[0] if begun else 0.0,
+        )
+        data = _RandomRows(config.model.vocab_size, config.model.max_seq_len)
+        batches = Batches(data, stage.total_batch_size // data.row_tokens, seed=0)
+        result = train_stage(name, stage, build_trainee(config, around.workers), batches, around, None)
+    if result.out_of_memory:
+        raise UserError(
+            f"device_batch_size {stage.device_batch_size} does not fit into memory", "lower --device-batch-size"
+        )
+    steps_s = result.train_s - result.first_step_s
+    if steps_s <= 0:
+        raise UserError(f"not two steps are done within {seconds:.0f} s", "calibrate a smaller model or batch")
+    rate = result.tokens_per_second or (result.tokens - stage.total_batch_size) / steps_s
+    per_step_s = step_seconds(config, stage, hardware)
+    return Finished(
+        run=f"calibration of depth {config.model.depth}, {stage.device_batch_size} x {config.model.max_seq_len} tokens",
+        stage=name,
+        at=time.time(),
+        planned_s=(result.iterations - 1) * per_step_s,
+        took_s=steps_s,
+        planned_bytes=train_memory(config, stage.device_batch_size, hardware).total,
+        took_bytes=result.peak_memory_bytes,
+        training=measured(config, name, hardware, 1, rate, result.peak_memory_bytes),
+    )

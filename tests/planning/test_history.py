@@ -1,0 +1,101 @@
+"""Trainings correct later plans: exactly where they were, by and by less elsewhere, and damaged records never."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from nanochat.config import from_dict
+from nanochat.planning.estimate import Plan, estimate, modelled_step_seconds, speed_sd, step_seconds, train_memory
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.history import Finished, History, finished_stages, measured
+from nanochat.planning.resolve import Request, resolve
+from nanochat.training.result import StageResult
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+
+
+def config_of(depth=3, hardware=CPU, **asked):
+    return resolve(Request(depth=depth, total_batch_size=4096, **asked), hardware, compiler="g++").config
+
+
+def result_of(config, speed, memory, **more):
+    """As if training had been so many times as fast and as large as modelled."""
+    step_s = modelled_step_seconds(config, config.base, CPU) / speed
+    count = config.base.num_iterations
+    return asdict(
+        StageResult(
+            "base", iterations=count, tokens=count * 4096, train_s=count * step_s, other_s=5.0, starts=1,
+            tokens_per_second=4096 / step_s,
+            peak_memory_bytes=round(memory * train_memory(config, config.base.device_batch_size, CPU).total), **more,
+        )
+    )  # fmt: skip
+
+
+def test_a_training_corrects_the_plan_of_the_same_and_less_that_of_others(tmp_path):
+    config = config_of()
+    found = finished_stages("one", config, estimate(config, CPU), {"base": result_of(config, 0.6, 1.3)}, CPU)
+    history = History(tmp_path, CPU.name)
+    history.add(found)
+    wiser = history.known_of(CPU)
+
+    def slower(depth, **asked):
+        other = config_of(depth, **asked)
+        return step_seconds(other, other.base, wiser) / step_seconds(other, other.base, CPU)
+
+    assert slower(3) == pytest.approx(1 / 0.6, rel=0.05)
+    assert 1.2 < slower(8) < slower(4) < slower(3)
+    assert slower(3, compile="off") == 1, "nothing is known of another way to compute"
+    memory = train_memory(config, config.base.device_batch_size, wiser)
+    assert memory.total == pytest.approx(1.3 * train_memory(config, config.base.device_batch_size, CPU).total, rel=0.05)
+    assert memory.unexplained > 0
+    assert speed_sd(config, config.base, wiser) < 0.08 < 0.2 < speed_sd(config, config.base, CPU)
+    assert "trainings known here: 1" in estimate(config, wiser).speed
+    assert "assumed" in estimate(config, CPU).speed
+
+
+def test_what_a_plan_said_stands_beside_what_came_of_it(tmp_path):
+    config = config_of()
+    plan = estimate(config, CPU)
+    (told,) = finished_stages("one", config, plan, {"base": result_of(config, 1.0, 1.0)}, CPU)
+    assert told.planned_s == plan.stages[0].seconds
+    assert told.took_s == pytest.approx(plan.stages[0].train_s + 5)
+    assert told.took_bytes == pytest.approx(told.planned_bytes)
+    assert told.training.speed == pytest.approx(1)
+    assert told.training.memory == pytest.approx(1)
+
+
+@pytest.mark.parametrize("flaw", [{"iterations": 20}, {"starts": 2}, {"out_of_memory": 1}, {"train_s": 1.0}])
+def test_short_or_disturbed_trainings_teach_nothing(flaw):
+    config = config_of()
+    result = result_of(config, 0.6, 1.3) | flaw
+    assert finished_stages("one", config, estimate(config, CPU), {"base": result}, CPU) == []
+
+
+def test_a_run_that_comes_again_replaces_itself_and_the_oldest_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("nanochat.planning.history.MOST_KEPT", 3)
+    config, history = config_of(), History(tmp_path, CPU.name)
+    training = measured(config, "base", CPU, 1, 1000.0, 10**9)
+    for at, run in enumerate("abbcd"):
+        history.add([Finished(run, "base", float(at), 1.0, 1.0, 1, 1, training)])
+    assert [each.run for each in history.read()] == ["b", "c", "d"]
+    assert [each.at for each in history.read()] == [2.0, 3.0, 4.0]
+    assert History(tmp_path, "another").read() == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '[{"run": "x"}]', '{"a": 1'])
+def test_a_damaged_history_says_nothing(tmp_path, content):
+    config, history = config_of(), History(tmp_path, CPU.name)
+    history.add([Finished("a", "base", 0.0, 1.0, 1.0, 1, 1, measured(config, "base", CPU, 1, 1000.0, 10**9))])
+    (path,) = (tmp_path / "plans").iterdir()
+    path.write_text(content)
+    assert history.read() == []
+    assert history.known_of(CPU) == CPU
+
+
+def test_plans_and_hardware_come_back_from_their_records():
+    config = config_of()
+    wiser = replace(CPU, trainings=(measured(config, "base", CPU, 1, 1000.0, 10**9),))
+    plan = estimate(config, wiser)
+    for kind, thing in ((Plan, plan), (Hardware, wiser)):
+        assert from_dict(kind, json.loads(json.dumps(asdict(thing)))) == thing

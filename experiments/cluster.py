@@ -4,11 +4,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.planning.hardware import Hardware
+from nanochat.planning.hardware import Hardware, usable_cpus
 
 # Each silences one kind of message that tells a user of a one-machine run nothing; some are read when Ray is imported.
 QUIET = {
@@ -77,6 +78,39 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """`map` as Ray tasks on this machine, as many at a time as it has processors; results in any order.
+
+    Raises:
+        whatever the function raises.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # The worker that waits here holds all processors; meanwhile they are the tasks'.
+    task = ray.remote(num_cpus=0, scheduling_strategy=here)(_call)
+    shared, waiting = ray.put(function), []
+    try:
+        for item in items:
+            if len(waiting) >= usable_cpus():
+                done, waiting = ray.wait(waiting)
+                yield from ray.get(done)
+            waiting.append(task.remote(shared, item))
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    finally:
+        for each in waiting:
+            ray.cancel(each)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
 
 
 def _check_reachable(address: str) -> None:

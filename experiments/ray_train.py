@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster import cluster
+from experiments.cluster import cluster, spread
 from experiments.faults import planned_faults
 from nanochat.config import TRAINED_STAGES
 from nanochat.errors import FULL_DISK, UserError
@@ -161,7 +161,7 @@ def _train(run: Run, workers: Any) -> Outcome:
 
     emit = _Reporter(run) if workers.leads else _ignore
     try:
-        run_pipeline(run, workers, emit, run.stop_requested, planned_faults(run))
+        run_pipeline(run, workers, emit, run.stop_requested, planned_faults(run), spread)
     except Interrupted:
         return Outcome("interrupted")
     return Outcome("done")

@@ -12,10 +12,10 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig, Transformer
-from nanochat.model.attention import choose_backend
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.kernels import choose_attention
 from nanochat.training.checkpoint import CheckpointError, CheckpointStore
 from nanochat.training.saving import BackgroundSaver
 
@@ -37,10 +37,9 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     hardware = detect_hardware()
-    model = Transformer(
-        ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len),
-        attention=choose_backend(hardware.device_type)[0],
-    ).to(hardware.device_type)
+    config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
+    attention, _ = choose_attention(hardware, config, "float32")
+    model = Transformer(config, attention=attention).to(hardware.device_type)
     tokens = options.rows * options.seq_len
     optimizer = MuonAdamW(model, hyperparameters(model.config, tokens, tokens * 1000))
     print(hardware.describe())

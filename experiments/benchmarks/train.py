@@ -11,10 +11,10 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig, Transformer, train_flops_per_token
-from nanochat.model.attention import choose_backend
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import choose_dtype, detect_hardware, measure_peaks
+from nanochat.planning.kernels import choose_attention
 from nanochat.training.pipeline import make_deterministic
 
 WARM_UP_STEPS = 3  # after the first, which compiles
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     hardware = detect_hardware()
     device = torch.device(hardware.device_type)
     dtype, why_dtype = choose_dtype(hardware)
-    attention, why_attention = choose_backend(hardware.device_type)
+    config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
+    attention, why_attention = choose_attention(hardware, config, dtype)
     compiled = options.compile == "on" or (options.compile == "auto" and shutil.which("g++") is not None)
     print(hardware.describe())
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -58,7 +59,6 @@ def run(options: argparse.Namespace) -> int:
     print(f"compiled: {'yes' if compiled else 'no'}{', with Muon' if options.compile_muon else ''}")
 
     make_deterministic()
-    config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
     model = Transformer(config, compute_dtype=getattr(torch, dtype), attention=attention).to(device)
     if compiled:
         model.compile_training()

@@ -41,8 +41,11 @@ SHARD_TOKENS = 1 << 24  # a larger source becomes several shards: 16M tokens are
 SOURCE_BYTES = 64 << 20  # small files are gathered to sources of this size, so that a folder of notes is one shard
 _ENCODE_CHARS = 1 << 22  # tokenised at once
 _ENCODE_CONVERSATIONS = 1024
+_SOURCES_AHEAD = 64
 
 Progress = Callable[[int, int], None]
+Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Like `map`, on all processors of this machine at once; results in any order. The function goes by cloudpickle."""
 Encoded = tuple[list[int], list[int] | None]  # the tokens of a document and, in a conversation, which are supervised
 
 
@@ -68,6 +71,7 @@ def build_text_shards(
     num_threads: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> TokenDataset:
     """Documents as training rows; what `out_dir` already holds is reused, what is damaged there is made again.
 
@@ -79,11 +83,12 @@ def build_text_shards(
         num_threads: for tokenising; every core when None.
         max_tokens: stop with the document that reaches it. The same files and limit give the same dataset.
         progress: called with the tokens so far and `max_tokens`, or 0 where that is None.
+        spread: makes the sources that are certain to be needed at once, each on one core; the dataset is the same.
 
     Raises:
         UserError: no document in the split, a file that cannot be read, or a full disk.
     """
-    threads = num_threads or os.cpu_count() or 1
+    threads = num_threads or (1 if spread else os.cpu_count() or 1)
 
     def read(source: Sequence[Path]) -> Iterator[str]:
         return (text for text in read_documents(source) if split == "all" or is_validation(text) == (split == "val"))
@@ -96,7 +101,7 @@ def build_text_shards(
     if split not in ("train", "val", "all"):
         raise ValueError(f"unknown split {split!r}")
     settings = _settings("text", split, row_tokens, packing, tokenizer)
-    dataset = _build(files, out_dir, _Recipe(settings, tokenizer, False, read, encode), max_tokens, progress)
+    dataset = _build(files, out_dir, _Recipe(settings, tokenizer, False, read, encode), max_tokens, progress, spread)
     if dataset is None and split == "val":
         raise UserError(
             "no document of the data falls into the validation split",
@@ -152,11 +157,19 @@ def _settings(kind: str, split: str, row_tokens: int, packing: str, tokenizer: T
 
 
 def _build(
-    files: Iterable[Path], out_dir: Path, recipe: _Recipe, max_tokens: int | None, progress: Progress | None
+    files: Iterable[Path],
+    out_dir: Path,
+    recipe: _Recipe,
+    max_tokens: int | None,
+    progress: Progress | None,
+    spread: Spread | None = None,
 ) -> TokenDataset | None:
     """The dataset of all sources, or None where they hold no document."""
     directories: list[Path] = []
     num_tokens = 0
+
+    def left() -> float:
+        return float("inf") if max_tokens is None else max_tokens - num_tokens
 
     def report(new_tokens: int) -> None:
         if progress:
@@ -166,29 +179,76 @@ def _build(
     with exclusive(out_dir / ".lock"):
         for leftover in out_dir.glob(".partial-*"):  # of a builder that died
             shutil.rmtree(leftover)
-        for source in _by_size(files, SOURCE_BYTES, size=lambda file: file.stat().st_size):
-            fingerprint = _source_fingerprint(source)
-            encoded: Iterator[Encoded] | None = None
-            documents, exhausted, part = 0, False, 0
-            while not exhausted and (max_tokens is None or num_tokens < max_tokens):
-                limit = SHARD_TOKENS if max_tokens is None else min(SHARD_TOKENS, max_tokens - num_tokens)
-                made_from = recipe.settings | {"source": fingerprint, "part": part, "limit": limit}
-                directory = out_dir / _digest(made_from)[:32]
-                manifest = _intact_manifest(directory, made_from)
-                if manifest is None:
-                    encoded = encoded or recipe.encode(islice(recipe.read(source), documents, None))
-                    manifest = _write_shard(directory, recipe, made_from, encoded, report)
-                else:
-                    encoded = None  # its place in the source is no longer where the next shard begins
-                documents += manifest["documents"]
+        sources: Iterator[list[Path]] = _by_size(files, SOURCE_BYTES, size=_size)
+        if spread:
+            sources = _made_ahead(sources, left, partial(_make_whole, out_dir=out_dir, recipe=recipe), spread)
+        for source in sources:
+            for directory, manifest in _shards_of(source, out_dir, recipe, left, report):
                 num_tokens += manifest["tokens"]
-                exhausted, part = manifest["exhausted"], part + 1
                 report(0)
                 if manifest["documents"]:
                     directories.append(directory)
-            if max_tokens is not None and num_tokens >= max_tokens:
+            if left() <= 0:
                 break  # before the next file is even asked for
     return TokenDataset(directories) if directories else None
+
+
+def _made_ahead(
+    sources: Iterator[list[Path]], left: Callable[[], float], make: Callable[[list[Path]], Any], spread: Spread
+) -> Iterator[list[Path]]:
+    """The same sources, those that will be needed in whole made all at once before the first of them is due.
+
+    A source has fewer tokens than bytes, or nearly so where it is compressed: made for nothing, it is found unused.
+    """
+    while left() > 0:
+        wave: list[list[Path]] = []
+        room = left() - SHARD_TOKENS
+        for source in islice(sources, _SOURCES_AHEAD):
+            wave.append(source)
+            room -= sum(map(_size, source))
+            if room <= 0:
+                break
+        certain = wave if room > 0 else wave[:-1]
+        if len(certain) > 1:
+            for _ in spread(make, certain):
+                pass
+        if not wave:
+            return
+        yield from wave
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _make_whole(source: list[Path], out_dir: Path, recipe: _Recipe) -> None:
+    for _ in _shards_of(source, out_dir, recipe, lambda: float("inf"), lambda tokens: None):
+        pass
+
+
+def _shards_of(
+    source: Sequence[Path],
+    out_dir: Path,
+    recipe: _Recipe,
+    left: Callable[[], float],
+    report: Callable[[int], None],
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Directory and manifest of each shard of a source, made or found, as long as tokens are left to be wanted."""
+    fingerprint = _source_fingerprint(source)
+    encoded: Iterator[Encoded] | None = None
+    documents, exhausted, part = 0, False, 0
+    while not exhausted and left() > 0:
+        made_from = recipe.settings | {"source": fingerprint, "part": part, "limit": int(min(SHARD_TOKENS, left()))}
+        directory = out_dir / _digest(made_from)[:32]
+        manifest = _intact_manifest(directory, made_from)
+        if manifest is None:
+            encoded = encoded or recipe.encode(islice(recipe.read(source), documents, None))
+            manifest = _write_shard(directory, recipe, made_from, encoded, report)
+        else:
+            encoded = None  # its place in the source is no longer where the next shard begins
+        documents += manifest["documents"]
+        exhausted, part = manifest["exhausted"], part + 1
+        yield directory, manifest
 
 
 def _write_shard(

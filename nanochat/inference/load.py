@@ -66,11 +66,16 @@ def load_model(
     if problems := _mismatches(dict(model.named_parameters()), weights):
         raise UserError(f"checkpoint {checkpoint.location} does not fit its own config: {'; '.join(problems)}")
     model.load_state_dict(weights)
+    return frozen(model, dtype).to(device), tokenizer
+
+
+def frozen(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """The model, never to be trained again: its matrices become what they are multiplied in."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.ndim >= 2:
             parameter.data = parameter.data.to(dtype)
-    return model.to(device).eval(), tokenizer
+    return model.eval()
 
 
 def _model_config(checkpoint: Checkpoint) -> ModelConfig:

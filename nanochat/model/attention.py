@@ -1,23 +1,46 @@
 """Causal attention, whole rows at a time or against a cache, on the kernel that suits the device.
 
-Shapes: queries, keys and values are (batch, head, time, head_dim).
+Shapes: queries, keys and values are (batch, head, time, head_dim). What lies in memory behind them may be
+(batch, time, head, head_dim), which most kernels want; `HEADS_FIRST` are the ones that do not.
 """
 
+import inspect
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("blocked", "sdpa")
+BACKENDS = ("blocked", "sdpa", "varlen", "flash3", "flex")
+HEADS_FIRST = ("blocked",)
 QUERY_BLOCK = 128  # queries that share a product: more compute more of the masked half, fewer make products small
 
 
-def choose_backend(device_type: str) -> tuple[str, str]:
-    """The training backend for this device, and the reason."""
-    if device_type == "cpu":
-        return "blocked", "products of what the mask leaves took 0.78 of the fused CPU kernel's time"
-    return "sdpa", "PyTorch's fused kernel"
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot train here; None: it can."""
+    if backend in ("blocked", "sdpa"):
+        return None
+    if device.type != "cuda":
+        return "needs a GPU"
+    if backend == "flex":
+        return None
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "needs 16-bit numbers"
+    generation = torch.cuda.get_device_capability(device)[0]
+    if backend == "flash3":
+        if generation != 9:
+            return "needs a GPU of the Hopper generation"
+        return None if find_spec("flash_attn_interface") else "needs the package flash_attn_interface"
+    if generation < 8:
+        return "needs a GPU of the Ampere generation or later"
+    if find_spec("torch.nn.attention.varlen") is None:
+        return "needs torch.nn.attention.varlen"
+    from torch.nn.attention.varlen import varlen_attn
+
+    return None if "window_size" in inspect.signature(varlen_attn).parameters else "knows no windows in this torch"
 
 
 def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
@@ -32,16 +55,78 @@ def attend(query: Tensor, key: Tensor, value: Tensor, window: int | None, backen
 
     The blocked backend needs queries and keys of unit RMS per channel, as the model makes them.
     """
-    time = query.size(2)
-    if window is not None and window >= time:
+    if window is not None and window >= query.size(2):
         window = None
-    if backend == "blocked":
-        return _BlockedAttention.apply(query, key, value, window)
+    return _KERNELS[backend](query, key, value, window)
+
+
+def _blocked(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    return _BlockedAttention.apply(query, key, value, window)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """PyTorch's own choice; a window is a mask, so that it saves neither time nor memory."""
     if window is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    positions = torch.arange(time, device=query.device)
+    positions = torch.arange(query.size(2), device=query.device)
     mask = visible(positions[:, None], positions, window)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """FlashAttention 2 as PyTorch has it (arXiv:2307.08691), with windows that save what they leave out."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, _, time, _ = query.shape
+    starts = _row_starts(batch, time, query.device)
+    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))  # (batch x time, head, head_dim)
+    left = -1 if window is None else window - 1
+    out = varlen_attn(q, k, v, starts, starts, time, time, window_size=(left, 0))
+    assert isinstance(out, Tensor)
+    return out.unflatten(0, (batch, time)).transpose(1, 2)
+
+
+@cache
+def _row_starts(batch: int, time: int, device: torch.device) -> Tensor:
+    return torch.arange(0, (batch + 1) * time, time, dtype=torch.int32, device=device)
+
+
+def _flash3(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """FlashAttention 3 (arXiv:2407.08608), where its package is installed."""
+    from flash_attn_interface import flash_attn_func
+
+    parts = (part.transpose(1, 2) for part in (query, key, value))  # (batch, time, head, head_dim)
+    left = -1 if window is None else window - 1
+    out = flash_attn_func(*parts, causal=True, window_size=(left, 0),
+                          deterministic=torch.are_deterministic_algorithms_enabled())  # fmt: skip
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """FlexAttention (arXiv:2412.05496), compiled for this mask."""
+    return _compiled_flex()(query, key, value, block_mask=_block_mask(query.size(2), window, query.device))
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def _block_mask(time: int, window: int | None, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(batch: Tensor, head: Tensor, at: Tensor, of: Tensor) -> Tensor:
+        return visible(at, of, window)
+
+    return create_block_mask(seen, None, None, time, time, device=str(device))
+
+
+_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None], Tensor]] = {
+    "blocked": _blocked, "sdpa": _sdpa, "varlen": _varlen, "flash3": _flash3, "flex": _flex
+}  # fmt: skip
 
 
 def attend_cached(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, window: int | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.attention import attend, attend_cached
+from nanochat.model.attention import HEADS_FIRST, attend, attend_cached
 from nanochat.model.cache import KVCache
 from nanochat.model.config import GATE_CHANNELS, ModelConfig
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
@@ -38,8 +38,9 @@ class Block(nn.Module):
     What lies before and after attention are two functions, so that each can be compiled once for all layers.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, heads_first: bool) -> None:
         super().__init__()
+        self.heads_first = heads_first  # how attention wants its arguments in memory
         width = config.width
         self.head_dim, self.window = config.head_dim, config.window(layer)
         self.qkv = nn.Parameter(torch.empty(3, width, width))
@@ -72,7 +73,9 @@ class Block(nn.Module):
             gate = 2 * torch.sigmoid(F.linear(normed[..., :GATE_CHANNELS], self.value_gate.to(x.dtype)))
             value = value + gate[..., None] * value_embedding.to(x.dtype).view_as(value)
         query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
-        query, key, value = (part.transpose(1, 2).contiguous() for part in (query, key, value))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        if self.heads_first:
+            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         return x, query, key, value
 
     def leave(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -101,7 +104,8 @@ class Transformer(nn.Module):
         self.value_embeddings = nn.ParameterDict({
             str(layer): nn.Parameter(torch.empty(table)) for layer in range(config.depth)
             if config.has_value_embedding(layer)})
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        heads_first = attention in HEADS_FIRST
+        self.blocks = nn.ModuleList(Block(config, layer, heads_first=heads_first) for layer in range(config.depth))
         self.head = nn.Parameter(torch.empty(table))
         self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.input_scalars = nn.Parameter(torch.empty(config.depth)) if config.input_scalars else None

@@ -7,12 +7,12 @@ from typing import Any
 from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, override
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig
-from nanochat.model.attention import choose_backend
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
 from nanochat.planning.deadlines import with_deadlines
 from nanochat.planning.estimate import step_seconds, train_memory
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
+from nanochat.planning.kernels import choose_attention
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 
@@ -94,7 +94,7 @@ def resolve(
     say(f"compute dtype {dtype}: {why}")
     iterations = _iterations(request, model, say)
     compiled = _compile(request, hardware, compiler, sum(iterations[s] for s in request.stages if s in iterations), say)
-    attention, why = choose_backend(hardware.device_type)
+    attention, why = choose_attention(hardware, model, dtype)
     say(f"attention {attention}: {why}")
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
     config = RunConfig(

@@ -11,6 +11,7 @@ import torch
 from nanochat.clock import read_clock
 from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
 from nanochat.data.batches import Batches
+from nanochat.data.shards import Spread
 from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade, shown
@@ -49,10 +50,12 @@ def run_pipeline(
     emit: Sink,
     should_stop: Callable[[], bool],
     fault: Callable[[str], None] = lambda point: None,
+    spread: Spread | None = None,
 ) -> None:
     """Go through the stages of the run's config that are not finished yet.
 
     Args:
+        spread: for tokenising much text, see `build_text_shards`.
         fault: told the name of each point passed, for tests that break things there.
 
     Raises:
@@ -60,7 +63,7 @@ def run_pipeline(
         Interrupted: `should_stop` said so; everything is saved.
     """
     config = run.config()
-    _Pipeline(run, config, workers, emit, should_stop, fault).run()
+    _Pipeline(run, config, workers, emit, should_stop, fault, spread).run()
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class _Pipeline:
         emit: Sink,
         should_stop: Callable[[], bool],
         fault: Callable[[str], None],
+        spread: Spread | None,
     ) -> None:
         self.run_, self.config, self.workers, self.emit, self.should_stop = run, config, workers, emit, should_stop
-        self.fault = fault
+        self.fault, self.spread = fault, spread
 
     def run(self) -> None:
         prepared = self._prepare()
@@ -139,7 +143,7 @@ class _Pipeline:
         data = {}
         for stage in self.config.trained_stages:
             say(f"tokenising for {stage}")
-            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, self.fault)
+            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, self.fault, self.spread)
             train = data[stage].train
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "

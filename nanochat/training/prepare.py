@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanochat.config import TINYWORLD, RunConfig
 from nanochat.data.dataset import TokenDataset
-from nanochat.data.shards import build_chat_shards, build_text_shards
+from nanochat.data.shards import Spread, build_chat_shards, build_text_shards
 from nanochat.data.sources import Sources
 from nanochat.files import write_json
 from nanochat.run import Run
@@ -64,10 +64,12 @@ def prepare_stage(
     tokenizer: Tokenizer,
     cache: Path,
     fault: Callable[[str], None] = lambda point: None,
+    spread: Spread | None = None,
 ) -> StageData:
     """Token shards of one stage, made now or found in `cache`.
 
     Args:
+        spread: for much text, see `build_text_shards`.
         fault: told "tokenising" while shards are made, for tests that break things there.
 
     Raises:
@@ -99,6 +101,7 @@ def prepare_stage(
         packing=settings.packing,
         max_tokens=needed,
         progress=progress,
+        spread=spread,
     )
     val = build_text_shards(
         sources.base_val or sources.base_train,

@@ -246,6 +246,36 @@ def test_max_tokens_is_deterministic_and_asks_for_no_more_files(files, tokenizer
     assert fresh.fingerprint == whole.fingerprint
 
 
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("max_tokens", [None, 500, 9000, 12_000])
+def test_made_on_all_cores_the_dataset_is_the_same(tokenizer, tmp_path, monkeypatch, max_tokens):
+    """Sources that are certain to be needed are made ahead, in any order; no file is asked for that is not needed."""
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
+    files = [tmp_path / f"{number}.jsonl" for number in range(12)]
+    for number, file in enumerate(files):
+        texts = [f"file {number} document {i}: the cat sat on the mat" for i in range(40)]
+        file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    ahead, asked = [], []
+
+    def spread(function, items):
+        ahead.extend(items)
+        return map(function, reversed(items))
+
+    def arriving():
+        for file in files:
+            asked.append(file)
+            yield file
+
+    plain = build(arriving(), tokenizer, tmp_path / "plain", max_tokens=max_tokens)
+    asked_plainly, asked[:] = list(asked), []
+    at_once = build(arriving(), tokenizer, tmp_path / "spread", max_tokens=max_tokens, spread=spread)
+    assert at_once.fingerprint == plain.fingerprint
+    assert asked == asked_plainly
+    names = [[path.name for path in directories(tmp_path / where)] for where in ("plain", "spread")]
+    assert names[0] == names[1], "nothing was made for nothing"
+    assert bool(ahead) == (max_tokens is None or max_tokens > 8000)
+
+
 def test_what_a_shard_is_made_from_decides_its_name(files, tokenizer, tmp_path):
     cache = tmp_path / "cache"
     base = build(files, tokenizer, cache)

@@ -52,6 +52,34 @@ def test_a_lost_machine_leaves_the_rest_to_finish(cluster, tmp_path):
     assert last_step(run) == 400
 
 
+SPREAD = """
+import os, time
+from experiments.cluster import cluster, spread
+from nanochat.errors import UserError
+from nanochat.planning.hardware import Hardware
+def square(number):
+    time.sleep(0.5)
+    if number > 90:
+        raise UserError("too large", "take a smaller one")
+    return number**2, os.getpid()
+with cluster(Hardware("x", "cpu", 1, 2, 1, {})):
+    found = list(spread(square, range(6)))
+    assert sorted(value for value, _ in found) == [0, 1, 4, 9, 16, 25]
+    assert os.getpid() not in {pid for _, pid in found}
+    try:
+        list(spread(square, [1, 99]))
+    except UserError as error:
+        print(error.message, len({pid for _, pid in found}) > 1)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_work_is_spread_over_processes_and_their_errors_come_back():
+    done = subprocess.run([sys.executable, "-c", SPREAD], capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["too", "large", "True"], done.stdout + done.stderr
+
+
 def test_no_cluster_at_the_address_is_a_clear_error(tmp_path: Path, capsys):
     argv = ["--runs-dir", str(tmp_path), "--name", "r", *OPTIONS, "--address", "127.0.0.1:1"]
     assert cli.run(run_stage.main, argv) == 2

@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,20 +66,41 @@ def test_a_given_depth_is_all_that_is_tried(tmp_path):
     assert space_of(search, replace(contest, asked=replace(contest.asked, policy="random")))["choice"]["depth"] == 2
 
 
-def tune(directory: Path, seconds: int, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, tune_budget.__file__, "--hours", str(seconds / 3600), "--runs-dir", str(directory),
-               "--compile", "off", *options]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=2 * seconds + 30)
+def command_of(directory: Path, seconds: int, *options: str) -> list[str]:
+    return [sys.executable, tune_budget.__file__, "--hours", str(seconds / 3600), "--runs-dir", str(directory),
+            "--compile", "off", *options]  # fmt: skip
+
+
+def tune(*asked: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command_of(*asked), capture_output=True, text=True, timeout=200)
+
+
+def killed_when(condition: Callable[[], object], *asked: Any) -> None:
+    """The command, until then."""
+    with subprocess.Popen(command_of(*asked), stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 90
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.1)
+        process.kill()
+    assert condition()
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(290)
 def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path, cache):
-    """random for a base model, then asha for the fine-tuning of it."""
-    done = tune(tmp_path, 80, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
-    assert done.returncode == 0, done.stdout + done.stderr
+    """random for a base model, killed after its first trial and begun again, then asha for the fine-tuning of it."""
     run = Run(tmp_path / "first")
-    trials = [Run(record.parent) for record in (run.directory / "search" / "trials").glob("*/run.json")]
+    asked = (tmp_path, 80, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
+    of_trials = run.directory / "search" / "trials"
+    killed_when(lambda: list(of_trials.glob("*/base/result.json")), *asked)
+    (kept,) = of_trials.glob("*/base/result.json")
+    before = kept.read_bytes()
+    done = tune(*asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved = run.directory / "base" / "result.json"
+    assert before in (kept.read_bytes() if kept.exists() else b"", moved.read_bytes())
+    assert json.loads((run.directory / "clock.json").read_text())["spent_s"] > 10
+    trials = [Run(record.parent) for record in of_trials.glob("*/run.json")]
     assert len(trials) == 3
     left = [trial.results()["base"]["val_bpb"] for trial in trials if "base" in trial.results()]
     assert len(left) == 2  # the third is the run's own now

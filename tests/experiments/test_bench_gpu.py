@@ -1,0 +1,40 @@
+"""The GPU benchmark, tried on whatever device there is: every part runs, and one that fails costs only itself."""
+
+import json
+
+import pytest
+
+from experiments import bench
+from experiments.benchmarks import gpu
+
+TINY = ["--depths", "1", "--seq-len", "64", "--vocab-size", "512", "--rows", "2", "4", "--seconds", "1",
+        "--compile", "off"]  # fmt: skip
+
+
+def test_all_parts_end_in_one_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "STEP_TOKENS", 2048)
+    assert bench.main(["gpu", "--out", str(tmp_path / "gpu.json"), *TINY]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["bandwidth"]["bytes_per_s"] > 1e8
+    assert found["attention"]["depth 1, windows SL"]["sdpa"] > 0
+    for row in found["steps"]["depth 1"]:
+        assert row["tokens_per_second"] > 0
+        assert 0 < row["mfu"] < 1.5
+    assert found["loss"]["plain"]["loss"] == pytest.approx(found["loss"]["chunked"]["loss"], rel=1e-3)
+    assert found["training"]["loss_last"] < found["training"]["loss_first"]
+    assert found["training"]["val_bpb"]
+    assert "tokens_per_second" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_or_is_too_late_costs_only_itself(tmp_path, monkeypatch):
+    def broken(options, hardware):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setitem(gpu.PARTS, "bandwidth", broken)
+    out = tmp_path / "gpu.json"
+    assert bench.main(["gpu", "--out", str(out), "--parts", "bandwidth", "loss", *TINY]) == 1
+    found = json.loads(out.read_text())
+    assert found["bandwidth"] == {"error": "RuntimeError: no kernel"}
+    assert found["loss"]["chunked"]["ms"] > 0
+    assert bench.main(["gpu", "--out", str(out), "--parts", "loss", "--minutes", "0", *TINY]) == 0
+    assert json.loads(out.read_text())["loss"] == {"left out": "the time was up"}

@@ -1,0 +1,46 @@
+"""The attention kernel is the fastest that works, and all that was found is said."""
+
+import pytest
+import torch
+
+from nanochat.model import ModelConfig
+from nanochat.model.attention import BACKENDS
+from nanochat.planning import kernels
+from nanochat.planning.hardware import DATA_SHEETS, Hardware
+from nanochat.planning.kernels import attention_ms, choose_attention, fastest
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+MODEL = ModelConfig(depth=3, width=64, head_dim=32, vocab_size=64, max_seq_len=48, window_pattern="SL")
+
+
+@pytest.mark.parametrize("hardware", [CPU, DATA_SHEETS["h100"]], ids=lambda hardware: hardware.name)
+def test_the_choice_comes_with_its_reason(hardware):
+    backend, reason = choose_attention(hardware, MODEL, "float32")
+    assert backend in BACKENDS
+    assert reason
+
+
+def test_every_backend_is_measured_or_says_why_not():
+    found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
+    assert found.keys() == set(BACKENDS)
+    assert found["sdpa"] > 0
+    assert found["blocked"] > 0
+    assert found["varlen"] == found["flash3"] == found["flex"] == "needs a GPU"
+
+
+def test_the_fastest_is_chosen_and_all_are_told():
+    chosen, why = fastest({"sdpa": 3.0, "varlen": 2.5, "flash3": "needs the package", "flex": "fails: boom"})
+    assert chosen == "varlen"
+    assert why.endswith("varlen 2.50 ms, sdpa 3.00 ms, flash3 needs the package, flex fails: boom")
+
+
+def test_a_kernel_that_fails_is_not_chosen(monkeypatch):
+    def attend(query, key, value, window, backend):
+        if backend == "sdpa":
+            raise RuntimeError("no kernel image\nis available")
+        return query * key * value
+
+    monkeypatch.setattr(kernels, "attend", attend)
+    found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
+    assert found["sdpa"] == "fails: RuntimeError: no kernel image"
+    assert fastest(found)[0] == "blocked"

@@ -26,7 +26,6 @@ CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
 SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
-SPEED_DEPTHS = 3
 X0, ROWS = NAMES.index("x0"), "device_batch_size"
 Array = np.ndarray
 
@@ -324,13 +323,14 @@ class BudgetPolicy:
                 for trial, value in zip(trials, rows, strict=False)]  # fmt: skip
 
     def _speed_package(self, seconds: float, favourite: Config) -> list[Trial]:
-        """Short trials of the depths most likely to be best, for their throughput, which none of them has had."""
+        """A short trial of the depth most likely to be best of those whose throughput was not measured. With one device
+        one at a time, as what it shows decides whether another is worth it."""
         values = self._best_by_depth(seconds)
         measured = set(self._rates.measured_depths.astype(int).tolist())
-        depths = [depth for depth in sorted(values, key=lambda depth: values[depth]) if depth not in measured]
+        depths = sorted(values.keys() - measured, key=lambda depth: values[depth])
         return [
             self._trial(replace(favourite, depth=depth), SPEED_TRIAL_S, "to measure throughput")
-            for depth in depths[:SPEED_DEPTHS]
+            for depth in depths[: self.device.slots]
         ]
 
     def _speed_gain(self, package: list[Trial], seconds: float, rng: np.random.Generator) -> float:

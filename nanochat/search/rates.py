@@ -7,7 +7,7 @@ import numpy as np
 from nanochat.planning.correction import Correction
 
 COMMON_SD, DEPTH_SD, NOISE = 0.25, 0.06, 0.02  # of the logarithm of throughput over its estimate
-REACH = 0.1  # of the logarithm of depth, over which depths share what is their own
+REACH = 0.03  # of the logarithm of depth, over which depths share what is their own: hardly a neighbour
 Array = np.ndarray
 
 

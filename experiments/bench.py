@@ -40,12 +40,12 @@ def main(argv: list[str]) -> int:
 
 
 def run_all() -> int:
-    """Each quick part in a process of its own. Returns the worst exit code."""
+    """Each quick part in a process of its own. Returns 0 if all did."""
     codes = []
     for name in QUICK:
         print(f"\n== {name}: {PARTS[name].__doc__}", flush=True)
         codes.append(subprocess.run([sys.executable, __file__, name]).returncode)
-    return max(codes)
+    return int(any(codes))
 
 
 if __name__ == "__main__":

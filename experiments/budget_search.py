@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import COMPILE_S, estimate, step_seconds, train_memory
+from nanochat.planning.estimate import COMPILE_S, estimate, modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, in_one_piece, resolve
@@ -87,12 +87,14 @@ class BudgetSearch:
             checkpoint, tokenizer = start_checkpoint(self.request.start_from, Path())
             self.start_model = from_dict(ModelConfig, checkpoint.state["model"])
             start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
-        config = replace(self._resolved(replace(self.request, hours=None)), **start)
+        config = replace(self._resolved(replace(self.request, hours=None), None), **start)
         return replace(config, train_tokens=self._train_tokens()) if self._data_path.exists() else config
 
-    def _resolved(self, request: Request) -> RunConfig:
+    def _resolved(self, request: Request, attention: str | None) -> RunConfig:
         compiler = shutil.which("g++") or shutil.which("clang++")
-        return resolve(request, self.hardware, compiler=compiler, start_model=self.start_model).config
+        return resolve(
+            request, self.hardware, compiler=compiler, start_model=self.start_model, attention=attention
+        ).config
 
     def _fitted(self, space: Space) -> Space:
         """The space, cut to what can be trained here."""
@@ -127,7 +129,7 @@ class BudgetSearch:
         return Space(space.name, domains)
 
     def _fits(self, depth: int) -> bool:
-        needed = train_memory(replace(self.template, model=self._model(depth)), 1, self.hardware)
+        needed = modelled_memory(replace(self.template, model=self._model(depth)), 1, self.hardware.device_type)
         return needed.total < 0.8 * self.hardware.memory_bytes
 
     def _model(self, depth: int) -> ModelConfig:
@@ -224,7 +226,7 @@ class BudgetSearch:
     def trial_config(self, chosen: Config, **request: Any) -> RunConfig:
         """Of a training of the searched stage alone, on one device."""
         asked = replace(self._request(chosen), stages=(self.stage,), hours=None, num_workers=1, **request)
-        return self._as_searched(self._resolved(asked), eval_questions=0)
+        return self._as_searched(self._resolved(asked, self.template.attention), eval_questions=0)
 
     def _as_searched(self, config: RunConfig, **settings: Any) -> RunConfig:
         """With data, start, arithmetic and evaluation as all others of this search."""
@@ -257,7 +259,9 @@ class BudgetSearch:
     def outlook(self, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The final run as it would be without any trial."""
         chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
-        return new_record(self._request(chosen), runs_dir, self.hardware)
+        config, record = new_record(self._request(chosen), runs_dir, self.hardware, self.policy.overheads.final_s)
+        config = self._as_searched(config)
+        return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path

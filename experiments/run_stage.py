@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     hardware = hardware_to_plan_for(args)
     if args.calibrate and (hardware or not args.plan or args.num_workers > 1):
         raise UserError("--calibrate measures one worker on this machine, for a plan", "use it with --plan alone")
-    if hardware or (args.plan and not run.exists()):
+    if hardware or args.calibrate or (args.plan and not run.exists()):
         config, record = new_record(request, args.runs_dir, hardware)
         if args.calibrate:
             config, record = new_record(request, args.runs_dir, calibrated(console, run, config, record))

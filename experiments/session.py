@@ -113,6 +113,8 @@ def this_machine(*, fresh: bool = False) -> Hardware:
 
 def calibrated(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> Hardware:
     """The hardware of a record, after some seconds of training what it is about. Raises UserError where that fails."""
+    if not config.trained_stages:
+        raise UserError("the tokenizer alone needs no calibration", "leave --calibrate out")
     hardware = run.hardware(record)
     console.print(f"[dim]training for {CALIBRATION_S:.0f} s, to measure the speed[/dim]")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -131,7 +133,8 @@ def hardware_to_plan_for(args: argparse.Namespace) -> Hardware | None:
         return None
     if not args.plan:
         raise UserError("--hardware is for plans: training runs on the machine at hand", "add --plan")
-    return named_hardware(args.hardware, args.num_workers)
+    hardware = named_hardware(args.hardware, args.num_workers)
+    return History(cache_directory(), hardware.name).known_of(hardware) if hardware.measured else hardware
 
 
 def begin(run: Run) -> RunClock:

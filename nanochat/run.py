@@ -13,7 +13,7 @@ from nanochat.config import STAGES, RunConfig, from_dict, to_dict
 from nanochat.errors import FULL_DISK, UserError
 from nanochat.files import write_json
 from nanochat.lock import Owner, held, read_as, read_owner
-from nanochat.planning.estimate import Plan
+from nanochat.planning.estimate import Plan, estimate
 from nanochat.planning.hardware import Hardware
 from nanochat.training.result import StageResult
 from nanochat.training.storage import inside
@@ -81,11 +81,16 @@ class Run:
 
     def plan(self, record: dict[str, Any] | None = None) -> Plan:
         """What its user was told to expect, by `record`, which is to be written, or by what was written."""
-        return self._part(Plan, "plan", record or self.record())
+        try:
+            return from_dict(Plan, (record or self.record())["plan"])
+        except (KeyError, TypeError):  # of an earlier version
+            return estimate(self.config(), self.hardware(record))
 
     def hardware(self, record: dict[str, Any] | None = None) -> Hardware:
         """What it was planned for; `record` as for `plan`."""
-        return self._part(Hardware, "hardware", record or self.record())
+        record = record or self.record()
+        kept = {key: value for key, value in record.get("hardware", {}).items() if key != "description"}  # once there
+        return self._part(Hardware, "hardware", {"hardware": kept})
 
     def _part(self, kind: type[T], key: str, record: dict[str, Any]) -> T:
         try:

@@ -21,7 +21,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -57,7 +57,9 @@ class _Recipe:
     tokenizer: Tokenizer
     keep_whole: bool
     read: Callable[[Sequence[Path]], Iterator[Any]]
-    encode: Callable[[Iterator[Any]], Iterator[Encoded]]
+    encode: Callable[[Iterator[Any], int], Iterator[Encoded]]
+    threads: int
+    """For `encode`."""
 
 
 def build_text_shards(
@@ -88,12 +90,11 @@ def build_text_shards(
     Raises:
         UserError: no document in the split, a file that cannot be read, or a full disk.
     """
-    threads = num_threads or (1 if spread else os.cpu_count() or 1)
 
     def read(source: Sequence[Path]) -> Iterator[str]:
         return (text for text in read_documents(source) if split == "all" or is_validation(text) == (split == "val"))
 
-    def encode(texts: Iterator[str]) -> Iterator[Encoded]:
+    def encode(texts: Iterator[str], threads: int) -> Iterator[Encoded]:
         for batch in _by_size(texts, _ENCODE_CHARS):
             for ids in tokenizer.encode_batch(batch, threads):
                 yield [tokenizer.bos_id, *ids], None
@@ -101,7 +102,8 @@ def build_text_shards(
     if split not in ("train", "val", "all"):
         raise ValueError(f"unknown split {split!r}")
     settings = _settings("text", split, row_tokens, packing, tokenizer)
-    dataset = _build(files, out_dir, _Recipe(settings, tokenizer, False, read, encode), max_tokens, progress, spread)
+    recipe = _Recipe(settings, tokenizer, False, read, encode, num_threads or os.cpu_count() or 1)
+    dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
     if dataset is None and split == "val":
         raise UserError(
             "no document of the data falls into the validation split",
@@ -127,18 +129,17 @@ def build_chat_shards(
 
     "best_fit" never cuts a conversation: one longer than a row loses its end, counted in `lost_fraction`.
     """
-    threads = num_threads or os.cpu_count() or 1
 
     def read(source: Sequence[Path]) -> Iterator[list[dict]]:
         return chain.from_iterable(map(read_conversations, source))
 
-    def encode(conversations: Iterator[list[dict]]) -> Iterator[Encoded]:
+    def encode(conversations: Iterator[list[dict]], threads: int) -> Iterator[Encoded]:
         with ThreadPoolExecutor(threads) as pool:  # tiktoken releases the GIL
             while batch := list(islice(conversations, _ENCODE_CONVERSATIONS)):
                 yield from pool.map(partial(render, tokenizer), batch)
 
     settings = _settings("chat", "all", row_tokens, packing, tokenizer)
-    recipe = _Recipe(settings, tokenizer, packing == "best_fit", read, encode)
+    recipe = _Recipe(settings, tokenizer, packing == "best_fit", read, encode, num_threads or os.cpu_count() or 1)
     dataset = _build(files, out_dir, recipe, max_tokens, progress)
     if dataset is None:
         raise UserError("the data holds no conversation to train on", "give .jsonl files with one conversation a line")
@@ -181,7 +182,8 @@ def _build(
             shutil.rmtree(leftover)
         sources: Iterator[list[Path]] = _by_size(files, SOURCE_BYTES, size=_size)
         if spread:
-            sources = _made_ahead(sources, left, partial(_make_whole, out_dir=out_dir, recipe=recipe), spread)
+            on_one_core = replace(recipe, threads=1)
+            sources = _made_ahead(sources, left, partial(_make_whole, out_dir=out_dir, recipe=on_one_core), spread)
         for source in sources:
             for directory, manifest in _shards_of(source, out_dir, recipe, left, report):
                 num_tokens += manifest["tokens"]
@@ -242,7 +244,7 @@ def _shards_of(
         directory = out_dir / _digest(made_from)[:32]
         manifest = _intact_manifest(directory, made_from)
         if manifest is None:
-            encoded = encoded or recipe.encode(islice(recipe.read(source), documents, None))
+            encoded = encoded or recipe.encode(islice(recipe.read(source), documents, None), recipe.threads)
             manifest = _write_shard(directory, recipe, made_from, encoded, report)
         else:
             encoded = None  # its place in the source is no longer where the next shard begins

@@ -163,6 +163,7 @@ class Transformer(nn.Module):
         # Compiled graphs are for training's one shape; evaluation and generation change theirs with every call.
         training = cache is None and torch.is_grad_enabled()
         enter, leave = (self._enter, self._leave) if training else (Block.enter, Block.leave)
+        attention = "sdpa" if self.attention == "flex" and not training else self.attention  # flex compiles each shape
         x = start = norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -172,7 +173,7 @@ class Transformer(nn.Module):
             value_embedding = None if table is None else F.embedding(ids, table)
             x, query, key, value = enter(block, x, start, residual, share, value_embedding, cos, sin)
             if cache is None:
-                attended = attend(query, key, value, block.window, self.attention)
+                attended = attend(query, key, value, block.window, attention)
             else:
                 assert positions is not None
                 key, value = cache.write(layer, key, value, positions)

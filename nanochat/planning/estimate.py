@@ -25,7 +25,7 @@ CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
 PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
 # Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
 SPREAD = {
-    "speed": {"common_sd": 0.25, "local_sd": 0.15, "reach": 0.7, "noise": 0.04},
+    "speed": {"common_sd": 0.25, "local_sd": 0.15, "reach": 0.7, "noise": 0.06},
     "memory": {"common_sd": 0.2, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
 }
 MOST_HEEDED = 60  # trainings
@@ -211,10 +211,11 @@ def _speed(config: RunConfig, hardware: Hardware, num_workers: int) -> str:
         return ""
     stage = config.stage(config.trained_stages[0])
     dtype, peak = config.compute_dtype, hardware.peak_flops[config.compute_dtype]
-    flops = stage.total_batch_size * train_flops_per_token(config.model, config.model.max_seq_len) / num_workers
+    devices = num_workers if hardware.device_type == "cuda" else 1
+    flops = stage.total_batch_size * train_flops_per_token(config.model, config.model.max_seq_len) / devices
     share = flops / step_seconds(config, stage, hardware, num_workers) / peak
     sd = speed_sd(config, stage, hardware, num_workers)
-    trained = len(hardware.trainings)
+    trained = len(_correction("speed", config, stage.device_batch_size, hardware, num_workers)[0].places)
     known = f"trainings known here: {trained}" if trained else "assumed: nothing was trained here yet"
     return f"{share:.0%} of the {peak / 1e12:.3g} TFLOP/s of {dtype} products, ± {sd:.0%} ({known})"
 

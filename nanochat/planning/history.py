@@ -3,12 +3,13 @@
 import hashlib
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanochat.config import RunConfig, from_dict
-from nanochat.files import write_json
+from nanochat.files import exclusive, write_json
 from nanochat.planning.estimate import Plan, modelled_memory, modelled_step_seconds
 from nanochat.planning.hardware import Hardware, Training
 
@@ -29,6 +30,8 @@ class Finished:
     planned_bytes: int
     took_bytes: int
     training: Training
+    first: bool
+    """Of the stages that its process has trained."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,33 @@ class History:
     hardware: str
 
     def read(self) -> list[Finished]:
-        """The oldest first; none where there are none, or they make no sense."""
+        """The oldest first; what makes no sense is left out."""
         try:
-            return [from_dict(Finished, each) for each in json.loads(self._path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError):
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return []
+        found = []
+        for each in kept if isinstance(kept, list) else []:
+            with suppress(TypeError):
+                found.append(from_dict(Finished, each))
+        return found
 
     def add(self, finished: list[Finished]) -> None:
-        """Keep these, each in place of an earlier one of that run and stage."""
-        known = {(each.run, each.stage): each for each in (*self.read(), *finished)}
-        latest = sorted(known.values(), key=lambda each: each.at)[-MOST_KEPT:]
-        write_json(self._path, [asdict(each) for each in latest])
+        """Keep these, each in place of an earlier one of that run and stage; what is known already keeps its time."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(self._path.with_suffix(".lock")):
+            known = {(each.run, each.stage): each for each in self.read()}
+            for each in finished:
+                before = known.get((each.run, each.stage))
+                if before is None or replace(before, at=each.at) != each:
+                    known[each.run, each.stage] = each
+            latest = sorted(known.values(), key=lambda each: each.at)[-MOST_KEPT:]
+            write_json(self._path, [asdict(each) for each in latest])
 
     def known_of(self, hardware: Hardware) -> Hardware:
-        """The hardware, with what was trained on it."""
-        return replace(hardware, trainings=tuple(each.training for each in self.read()))
+        """The hardware, with what was trained on it. Later stages share a process with the first, and tell nothing of
+        memory."""
+        return replace(hardware, trainings=tuple(each.training for each in self.read() if each.first))
 
     @property
     def _path(self) -> Path:
@@ -68,23 +83,36 @@ class History:
 def finished_stages(
     run: str, config: RunConfig, plan: Plan, results: dict[str, dict[str, Any]], hardware: Hardware
 ) -> list[Finished]:
-    """What there is to learn from a run's results, by stage. From stages that were restarted, ran out of memory or were
-    too short there is nothing."""
+    """What there is to learn from a run's results, by stage. From stages that were restarted, went otherwise than
+    planned or were too short there is nothing."""
     planned, found = {stage.stage: stage for stage in plan.stages}, []
     for name, result in results.items():
-        if name not in planned or result["starts"] > 1 or result["out_of_memory"]:
+        if name not in planned or result["starts"] > 1 or result["num_workers"] != plan.num_workers:
+            continue
+        if result["device_batch_size"] != config.stage(name).device_batch_size:  # memory ran out, now or once
             continue
         if result["iterations"] < LEAST_STEPS or result["train_s"] < LEAST_S or not result["tokens_per_second"] > 0:
             continue
-        took_s, took_bytes = result["train_s"] + result["other_s"], result["peak_memory_bytes"]
-        training = measured(config, name, hardware, plan.num_workers, result["tokens_per_second"], took_bytes)
-        found.append(Finished(run, name, time.time(), planned[name].seconds, took_s, planned[name].memory.total,
-                              took_bytes, training))  # fmt: skip
+        took_s, took_bytes, expected = result["train_s"] + result["other_s"], result["peak_memory_bytes"], planned[name]
+        # With a deadline the clock ends a stage: what was planned for the steps that it made.
+        planned_s = result["iterations"] * expected.train_s / max(expected.iterations, 1) + expected.other_s
+        # Its share of the peak that was measured while it trained: the machine may have been busy when it was planned.
+        share = result["peak_share"] * plan.num_workers
+        peak = result["model_flops_per_second"] / share if share else 0.0
+        then = replace(hardware, peak_flops={**hardware.peak_flops, config.compute_dtype: peak}) if peak else hardware
+        training = measured(config, name, then, result["tokens_per_second"], took_bytes, plan.num_workers)
+        found.append(Finished(run, name, time.time(), planned_s, took_s, expected.memory.total, took_bytes, training,
+                              first=name == config.trained_stages[0]))  # fmt: skip
     return found
 
 
 def measured(
-    config: RunConfig, stage: str, hardware: Hardware, num_workers: int, tokens_per_second: float, memory_bytes: int
+    config: RunConfig,
+    stage: str,
+    hardware: Hardware,
+    tokens_per_second: float,
+    memory_bytes: int,
+    num_workers: int = 1,
 ) -> Training:
     """How a training compares with the models of time and memory."""
     settings = config.stage(stage)

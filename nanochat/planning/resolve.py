@@ -10,7 +10,7 @@ from nanochat.model import ModelConfig
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
 from nanochat.planning.deadlines import with_deadlines
-from nanochat.planning.estimate import step_seconds, train_memory
+from nanochat.planning.estimate import modelled_memory, step_seconds, train_memory
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.kernels import choose_attention
 from nanochat.planning.memory import MemoryRecord
@@ -68,6 +68,7 @@ def resolve(
     start_model: ModelConfig | None = None,
     memory: MemoryRecord | None = None,
     spent_s: float | None = None,
+    attention: str | None = None,
 ) -> Resolved:
     """The configuration of a request on some hardware.
 
@@ -75,6 +76,7 @@ def resolve(
         compiler: path of a C++ compiler, or None where there is none (a GPU needs none).
         start_model: architecture of the checkpoint the run starts from.
         memory: what earlier runs found to fit.
+        attention: training backend; None: chosen here, on a GPU by a measurement.
         spent_s: of the request's hours, when its first stage begins; None: as long as preparing is estimated to take.
 
     Raises:
@@ -94,8 +96,9 @@ def resolve(
     say(f"compute dtype {dtype}: {why}")
     iterations = _iterations(request, model, say)
     compiled = _compile(request, hardware, compiler, sum(iterations[s] for s in request.stages if s in iterations), say)
-    attention, why = choose_attention(hardware, model, dtype)
-    say(f"attention {attention}: {why}")
+    if attention is None:
+        attention, why = choose_attention(hardware, model, dtype)
+        say(f"attention {attention}: {why}")
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
     config = RunConfig(
         mode=request.mode,
@@ -123,7 +126,7 @@ def resolve(
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)
-    _check_memory(config, hardware, request.num_workers)
+    _check_memory(config, hardware)
     return Resolved(config, tuple(reasons))
 
 
@@ -305,9 +308,10 @@ def _with_stages(
     )
 
 
-def _check_memory(config: RunConfig, hardware: Hardware, num_workers: int) -> None:
+def _check_memory(config: RunConfig, hardware: Hardware) -> None:
     rows = max((config.stage(name).device_batch_size for name in config.trained_stages), default=0)
-    needed = train_memory(config, rows, hardware, num_workers).total
+    # What was learned of memory chooses rows; it may be wrong, so it refuses nothing.
+    needed = modelled_memory(config, rows, hardware.device_type).total
     if rows and needed > hardware.memory_bytes:
         raise UserError(
             f"depth {config.model.depth} with device_batch_size {rows} "

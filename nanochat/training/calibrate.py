@@ -48,7 +48,9 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
     """
     make_deterministic()
     name = config.trained_stages[0]
-    stage = replace(config.stage(name), num_iterations=MANY, eval_every=MANY, checkpoint_every=MANY, deadline_s=seconds)
+    stage = replace(
+        config.stage(name), num_iterations=MANY, eval_every=MANY, checkpoint_every=MANY, deadline_s=seconds, tail_s=0.0
+    )
     begun: list[float] = []  # when the first step, which compiles, was over
 
     def heard(event: Event) -> None:
@@ -88,5 +90,6 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
         took_s=steps_s,
         planned_bytes=train_memory(config, stage.device_batch_size, hardware).total,
         took_bytes=result.peak_memory_bytes,
-        training=measured(config, name, hardware, 1, rate, result.peak_memory_bytes),
+        training=measured(config, name, hardware, rate, result.peak_memory_bytes),
+        first=True,
     )

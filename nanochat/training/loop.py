@@ -378,6 +378,8 @@ class _Stage:
             self.result.peak_memory_bytes, peak_memory_bytes(self.around.workers.device.type)
         )
         self.result.epochs = self.batches.epochs(self.position.batch)
+        self.result.num_workers = self.around.workers.size
+        self.result.device_batch_size = self.position.device_batch_size
 
 
 def is_out_of_memory(error: BaseException) -> bool:

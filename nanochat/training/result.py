@@ -35,6 +35,9 @@ class StageResult:
     save_stall_s: float = 0.0
     """What training waited for checkpoints; part of `other_s`."""
     epochs: float = 0.0
+    num_workers: int = 0
+    device_batch_size: int = 0
+    """Rows of a forward pass at the end."""
     starts: int = 0
     """How many times a process began or resumed this stage."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)

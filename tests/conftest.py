@@ -24,6 +24,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most long tests first, so that no process is left with one of them at the end."""
-    long = Counter(item.path for item in items if item.get_closest_marker("ray"))
-    items.sort(key=lambda item: -long[item.path])
+    """The longest files first, by what their tests with Ray may take: no process is left with one at the end."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if item.get_closest_marker("ray"):
+            limit = item.get_closest_marker("timeout")
+            seconds[item.path] += limit.args[0] if limit else 60
+    items.sort(key=lambda item: -seconds[item.path])

@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
         for seq_len in options.seq_lens:
             for packing in PACKINGS:
                 split = "all" if sources.base_val else "train"
-                data = build_text_shards(sources.base_train, tokenizer, Path(scratch), split=split, row_tokens=seq_len,
-                                         packing=packing)  # fmt: skip
+                data = build_text_shards(sources.base_train, tokenizer, Path(scratch), split=split,
+                                         one_in=sources.one_in, row_tokens=seq_len, packing=packing)  # fmt: skip
                 rate, grown = _read(data, options.batch_tokens // seq_len, options.seconds)
                 print(
                     f"rows of {seq_len:>5}, {packing:8}  {rate / 1e6:6.1f}M tok/s = {8 * 2 * rate / 1e9:4.1f} GB/s of "

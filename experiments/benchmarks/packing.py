@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
         def build(files: tuple[Path, ...], part: str, packing: str):
             return build_text_shards(
-                files, tokenizer, Path(scratch) / "shards", split=part, row_tokens=args.max_seq_len, packing=packing
-            )
+                files, tokenizer, Path(scratch) / "shards", split=part, one_in=sources.one_in,
+                row_tokens=args.max_seq_len, packing=packing,
+            )  # fmt: skip
 
         val = {packing: build(sources.base_val or sources.base_train, split[1], packing) for packing in PACKINGS}
         for packing in PACKINGS:

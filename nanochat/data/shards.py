@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.data.dataset import TokenDataset
-from nanochat.data.documents import is_validation, read_conversations, read_documents
+from nanochat.data.documents import VALIDATION_ONE_IN, is_validation, read_conversations, read_documents
 from nanochat.data.packing import pack
 from nanochat.errors import UserError
 from nanochat.files import exclusive, flush
@@ -70,6 +70,7 @@ def build_text_shards(
     split: str,
     row_tokens: int,
     packing: str,
+    one_in: int = VALIDATION_ONE_IN,
     num_threads: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
@@ -81,6 +82,7 @@ def build_text_shards(
         files: .txt, .jsonl, .parquet; asked for one by one and only until `max_tokens` are reached, so that an iterator
             may fetch them.
         split: "train", "val" or "all", see `documents.is_validation`.
+        one_in: of how many documents one is in "val".
         packing: "stream" or "best_fit", see `packing.pack`.
         num_threads: for tokenising; every core when None.
         max_tokens: stop with the document that reaches it. The same files and limit give the same dataset.
@@ -92,7 +94,8 @@ def build_text_shards(
     """
 
     def read(source: Sequence[Path]) -> Iterator[str]:
-        return (text for text in read_documents(source) if split == "all" or is_validation(text) == (split == "val"))
+        documents = read_documents(source)
+        return (text for text in documents if split == "all" or is_validation(text, one_in) == (split == "val"))
 
     def encode(texts: Iterator[str], threads: int) -> Iterator[Encoded]:
         for batch in _by_size(texts, _ENCODE_CHARS):
@@ -101,13 +104,14 @@ def build_text_shards(
 
     if split not in ("train", "val", "all"):
         raise ValueError(f"unknown split {split!r}")
-    settings = _settings("text", split, row_tokens, packing, tokenizer)
+    part = split if split == "all" else f"{split}, one in {one_in}"
+    settings = _settings("text", part, row_tokens, packing, tokenizer)
     recipe = _Recipe(settings, tokenizer, False, read, encode, num_threads or os.cpu_count() or 1)
     dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
     if dataset is None and split == "val":
         raise UserError(
             "no document of the data falls into the validation split",
-            "it takes one document in 64, so give more documents, or divide the text into more of them",
+            f"it takes one document in {one_in}, so give more documents, or divide the text into more of them",
         )
     if dataset is None:
         raise UserError("the data holds no document to train on", "give files with text in them")

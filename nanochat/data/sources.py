@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.config import TINYWORLD
-from nanochat.data.documents import find_documents, is_validation, read_conversations, read_documents
+from nanochat.data.documents import (
+    VALIDATION_ONE_IN,
+    find_documents,
+    is_validation,
+    read_conversations,
+    read_documents,
+    validation_one_in,
+)
 from nanochat.data.tinyworld import write
 
 WORLD_SEED = 0  # the same world for every run: only the run's own seed changes what is made of it
@@ -27,10 +34,14 @@ class Sources:
     """Conversations of the mid and sft stages."""
     chat_val: dict[str, Path]
     questions: Path
+    one_in: int = VALIDATION_ONE_IN
+    """Of how many documents one is kept for validation, where they are divided."""
 
     def tokenizer_texts(self, max_chars: int) -> Iterator[str]:
         """Training text for the tokenizer: documents and conversations in turn, never validation text."""
-        documents = (text for text in read_documents(self.base_train) if self.base_val or not is_validation(text))
+        documents = (
+            text for text in read_documents(self.base_train) if self.base_val or not is_validation(text, self.one_in)
+        )
         left = max_chars
         conversations = (
             _text_of(messages) for path in self.chat_train.values() for messages in read_conversations(path)
@@ -62,6 +73,7 @@ def open_sources(data: str, cache: Path) -> Sources:
         {stage: path / "train.jsonl" for stage, path in chat.items()},
         {stage: path / "val.jsonl" for stage, path in chat.items()},
         world / "questions.jsonl",
+        validation_one_in(train),
     )
 
 

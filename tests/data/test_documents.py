@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.data import documents
-from nanochat.data.documents import find_documents, is_validation, read_conversations, read_documents
+from nanochat.data.documents import find_documents, is_validation, read_conversations, read_documents, validation_one_in
 from nanochat.errors import UserError
 
 REAL_TEXT = Path(__file__).parents[2] / "../shared/data/text"
@@ -206,6 +206,19 @@ def test_validation_is_one_in_64_by_content():
     assert 900 < sum(found) < 1100
     # Pinned: these must never move to the other side.
     assert [i for i in range(300) if found[i]] == [55, 69, 82, 203, 223, 296]
+
+
+def test_little_text_gives_a_larger_share_that_holds_the_smaller(tmp_path):
+    sizes = {1000: 16, 4 << 20: 32, (4 << 20) - 1: 16, 8 << 20: 64, (8 << 20) - 1: 32, 1 << 30: 64}
+    for size, one_in in sizes.items():
+        with (tmp_path / "x.txt").open("wb") as file:
+            file.truncate(size)
+        assert validation_one_in([tmp_path / "x.txt"]) == one_in
+    assert validation_one_in([tmp_path / "x.txt"] * 9) == 64
+    documents = [f"document {i}" for i in range(6400)]
+    parts = {one_in: {text for text in documents if is_validation(text, one_in)} for one_in in (16, 32, 64)}
+    assert parts[64] < parts[32] < parts[16]
+    assert 300 < len(parts[16]) < 500
 
 
 def test_conversations(tmp_path):

@@ -133,6 +133,13 @@ def test_the_splits_share_no_document_and_do_not_depend_on_the_files(files, toke
     assert targets_of(alone) == all_tokens(files[:1], tokenizer, is_validation)
 
 
+def test_another_share_for_validation_is_another_split(files, tokenizer, tmp_path):
+    train, val = (build(files, tokenizer, tmp_path / "cache", split=split, one_in=16) for split in ("train", "val"))
+    assert targets_of(val) == all_tokens(files, tokenizer, lambda d: is_validation(d, 16))
+    assert val.num_documents + train.num_documents == 600
+    assert val.num_documents > 2 * build(files, tokenizer, tmp_path / "cache", split="val").num_documents
+
+
 @pytest.mark.usefixtures("small_shards")
 def test_a_second_call_reuses_everything(files, tokenizer, tmp_path, monkeypatch):
     first = build(files, tokenizer, tmp_path / "cache")

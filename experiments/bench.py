@@ -13,7 +13,6 @@ from experiments.benchmarks import (
     gpu,
     loader,
     packing,
-    plans,
     ray_overhead,
     search,
     train,
@@ -22,7 +21,7 @@ from experiments.benchmarks import (
 
 PARTS = {"train": train, "loader": loader, "ray": ray_overhead, "generate": generate, "packing": packing,
          "checkpoint": checkpoint, "workers": workers, "chaos": chaos, "search": search, "budget": budget,
-         "plans": plans, "gpu": gpu}  # fmt: skip
+         "gpu": gpu}  # fmt: skip
 
 
 QUICK = ("train", "loader", "ray", "generate", "checkpoint", "workers")  # of which `all` is made

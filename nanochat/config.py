@@ -89,6 +89,8 @@ class RunConfig:
     """Whether the training step goes through torch.compile."""
     attention: str
     """Training attention kernel, see nanochat.model.attention."""
+    fp8: bool = False
+    """Whether the blocks' matrices are multiplied in 8 bits, see nanochat.model.fp8."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept of each stage; 0: none is ever saved, for a trial of which only the figures count."""
     storage: str = ""
@@ -127,6 +129,8 @@ def check(config: RunConfig, num_workers: int = 1) -> None:
         )
     if config.compute_dtype not in DTYPES:
         problems.append(f"compute_dtype must be one of {', '.join(DTYPES)}, not {config.compute_dtype!r}")
+    if config.fp8 and (config.compute_dtype != "bfloat16" or config.model.max_seq_len % 16):
+        problems.append("fp8=true needs compute_dtype bfloat16 and a --max-seq-len that is a multiple of 16")
     for name in config.trained_stages:
         problems += [
             f"{name}.{problem}"

@@ -5,7 +5,7 @@ import gc
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from nanochat.config import RunConfig
 from nanochat.events import Event, StepDone, Validated
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
+from nanochat.model.fp8 import fp8_unavailable
 from nanochat.model.loss import chunk_terms, linear_cross_entropy
 from nanochat.planning.estimate import modelled_memory
 from nanochat.planning.hardware import Hardware, choose_dtype, detect_hardware, peak_memory_bytes
@@ -142,13 +143,23 @@ def steps(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]:
     for depth in options.depths:
         config = _config(options, depth, hardware)
         _free()  # of what choosing the kernel has held
-        found[f"depth {depth}"] = _steps_of(config, options, hardware)
+        found[f"depth {depth}"] = _steps_of(config, hardware, options.rows)
     return found
 
 
-def _steps_of(config: RunConfig, options: argparse.Namespace, hardware: Hardware) -> list[dict[str, Any]]:
-    began, found = time.monotonic(), []
-    for rows in options.rows:
+def fp8_steps(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]:
+    """The same in fp8 beside bfloat16, with 32 rows or the most there are to be tried."""
+    if why := fp8_unavailable(torch.device(hardware.device_type)):
+        return {"error": why}
+    config = _config(options, options.depths[-1], hardware)
+    rows = [min(32, max(options.rows))]
+    return {name: _steps_of(replace(config, fp8=fp8), hardware, rows) for name, fp8 in (("bf16", False), ("fp8", True))}
+
+
+def _steps_of(config: RunConfig, hardware: Hardware, each: Sequence[int]) -> list[dict[str, Any]]:
+    """By rows of a forward pass, as far as memory and time reach."""
+    began, found = time.monotonic(), list[dict[str, Any]]()
+    for rows in each:
         if found and time.monotonic() - began > SEARCHED_S:
             break
         try:
@@ -232,8 +243,8 @@ def _loss_of(way: Callable[[], Tensor], inputs: tuple[Tensor, ...], hardware: Ha
 
 def fp8(options: argparse.Namespace, hardware: Hardware) -> list[dict[str, Any]]:
     """Products in fp8 with one scale a tensor beside bfloat16 ones: what a model could gain at the most."""
-    if hardware.device_type != "cuda" or torch.cuda.get_device_capability() < (8, 9):
-        return [{"error": "needs a GPU of the Ada or Hopper generation"}]
+    if why := fp8_unavailable(torch.device(hardware.device_type)):
+        return [{"error": why}]
     return [_fp8_of(*shape, hardware) for shape in PRODUCTS]
 
 
@@ -328,4 +339,4 @@ def _now(hardware: Hardware) -> float:
 
 
 PARTS: dict[str, Part] = {"bandwidth": bandwidth, "attention": attention, "steps": steps, "loss": loss, "fp8": fp8,
-                          "training": training}  # fmt: skip
+                          "training": training, "fp8_steps": fp8_steps}  # fmt: skip

@@ -1,8 +1,9 @@
-"""Which way of making rows out of documents trains best: the same steps, model and validation rows for each."""
+"""Which way of making rows out of documents, and of attending in them, trains best: the same steps, model and rows."""
 
 import argparse
 import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train the demo's model with each packing and print val_bpb beside what the packing wastes."""
+    """Train the demo's model with each packing, across documents and within them; print val_bpb beside the speed."""
     torch.use_deterministic_algorithms(True)
     config = resolve(
         Request(data=args.data, max_seq_len=args.max_seq_len, total_batch_size=args.batch_tokens),
@@ -51,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
 
         val = {packing: build(sources.base_val or sources.base_train, split[1], packing) for packing in PACKINGS}
+        stage = replace(config.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps)
         for packing in PACKINGS:
             train = build(sources.base_train, split[0], packing)
-            for seed in range(args.seeds):
-                stage = replace(
-                    config.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps
-                )
-                trainee = build_trainee(replace(config, seed=seed, base=stage), Workers())
+            for seed, within in product(range(args.seeds), (False, True)):
+                model = replace(config.model, document_attention=within)
+                changed = replace(config, seed=seed, base=stage, model=model)
+                trainee = build_trainee(changed, Workers(), tokenizer.bos_id)
 
                 def bpb(rows: str, model=trainee.model) -> float:
                     return bits_per_byte(
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 around = Surroundings(
                     workers=Workers(),
                     store=CheckpointStore(Path(scratch) / packing / str(seed)),
+                    saves=False,
                     emit=lambda event: None,
                     validate=lambda rows: 0.0,
                     should_stop=lambda: False,
@@ -77,8 +79,10 @@ def run(args: argparse.Namespace) -> int:
                 result = train_stage(
                     "base", stage, trainee, Batches(train, args.batch_tokens // args.max_seq_len, seed), around, None
                 )
+                attending = "within" if within else "across"
                 print(
-                    f"{packing:9s} seed {seed}  lost {train.lost_fraction:.2%}  padded {train.padded_fraction:.2%}  "
+                    f"{packing:8s} {attending} documents, seed {seed}  lost {train.lost_fraction:.2%}  "
+                    f"padded {train.padded_fraction:.2%}  "
                     f"{result.tokens_per_second:,.0f} tok/s  "
                     f"val_bpb {bpb('stream'):.4f} on stream rows, {bpb('best_fit'):.4f} on best-fit rows",
                     flush=True,

@@ -30,6 +30,10 @@ class Batch:
     inputs: torch.Tensor
     targets: torch.Tensor
 
+    def pinned(self) -> "Batch":
+        """The same in memory that a GPU fetches by itself, while the process goes on."""
+        return Batch(self.inputs.pin_memory(), self.targets.pin_memory())
+
 
 class Rows(Protocol):
     """What batches are made of, such as a TokenDataset."""
@@ -104,12 +108,23 @@ class Batches:
         return np.argsort(bits, kind="stable")
 
 
-def prefetch(batches: Batches, start: int, stop: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`, the next ones made on a thread while one is in use."""
+def prefetch(
+    batches: Batches, start: int, stop: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
+) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop`, the next ones made on a thread while one is in use.
+
+    Args:
+        pin: for a GPU, see `Batch.pinned`.
+    """
+
+    def make(step: int) -> Batch:
+        batch = batches.batch(step, rank, world_size)
+        return batch.pinned() if pin else batch
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
         pending: deque[Future[Batch]] = deque()
         for step in range(start, stop):
-            pending.append(thread.submit(batches.batch, step, rank, world_size))
+            pending.append(thread.submit(make, step))
             if len(pending) > _BATCHES_AHEAD:
                 yield pending.popleft().result()
         while pending:

@@ -6,7 +6,8 @@ Shapes: queries, keys and values are (batch, head, time, head_dim). What lies in
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,6 +44,52 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     return None if "window_size" in inspect.signature(varlen_attn).parameters else "knows no windows in this torch"
 
 
+@dataclass(frozen=True)
+class Documents:
+    """The documents that share a row, for attention that stays within them. The rest of one that a packing has cut
+    does not begin with the token that tells; it counts to what stands before it in its row."""
+
+    starts: Tensor
+    """int64 (batch, time): where in its row the document of each position begins."""
+    _masks: dict[tuple[str, int | None], Any] = field(default_factory=dict)
+    """Made once a forward pass, for all layers."""
+
+    @classmethod
+    def of(cls, ids: Tensor, bos_id: int) -> "Documents":
+        """Those of token ids (batch, time), each beginning with `bos_id`; what stands before the first is one too."""
+        places = torch.arange(ids.size(1), device=ids.device)
+        return cls(torch.where(ids == bos_id, places, 0).cummax(1).values)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int32 (documents + 1,): where each begins and the last one ends, all rows end to end. On a GPU it waits for
+        the device, once a forward pass."""
+        begins = self.starts == torch.arange(self.starts.size(1), device=self.starts.device)
+        return F.pad(begins.flatten().nonzero()[:, 0], (0, 1), value=begins.numel()).int()
+
+    def mask(self, window: int | None) -> Tensor:
+        """bool (batch, 1, time, time): what is visible."""
+        if ("plain", window) not in self._masks:
+            places = torch.arange(self.starts.size(1), device=self.starts.device)
+            own = places >= self.starts[:, None, :, None]
+            self._masks["plain", window] = visible(places[:, None], places, window) & own
+        return self._masks["plain", window]
+
+    def block_mask(self, window: int | None) -> Any:
+        """The same as FlexAttention wants it."""
+        if ("blocks", window) not in self._masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            (batch, time), starts = self.starts.shape, self.starts
+
+            def seen(row: Tensor, head: Tensor, at: Tensor, of: Tensor) -> Tensor:
+                return visible(at, of, window) & (of >= starts[row, at])
+
+            made = create_block_mask(seen, batch, None, time, time, device=str(starts.device))
+            self._masks["blocks", window] = made
+        return self._masks["blocks", window]
+
+
 def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
     """Which keys a query may see: itself and those before it, at most `window` of them. Broadcasts its arguments."""
     distance = query_positions - key_positions
@@ -50,61 +97,78 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
     return seen if window is None else seen & (distance < window)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, window: int | None, backend: str) -> Tensor:
-    """Causal attention within rows. Returns (batch, head, time, head_dim).
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None,
+    backend: str,
+    documents: Documents | None = None,
+) -> Tensor:
+    """Causal attention within rows, or within their documents. Returns (batch, head, time, head_dim).
 
     The blocked backend needs queries and keys of unit RMS per channel, as the model makes them.
     """
     if window is not None and window >= query.size(2):
         window = None
-    return _KERNELS[backend](query, key, value, window)
+    return _KERNELS[backend](query, key, value, window, documents)
 
 
-def _blocked(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    return _BlockedAttention.apply(query, key, value, window)
+def _blocked(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
+    return _BlockedAttention.apply(query, key, value, window, None if documents is None else documents.starts)
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    """PyTorch's own choice; a window is a mask, so that it saves neither time nor memory."""
-    if window is None:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
+    """PyTorch's own choice; windows and documents are masks, so that they save neither time nor memory."""
+    if window is None and documents is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     positions = torch.arange(query.size(2), device=query.device)
-    mask = visible(positions[:, None], positions, window)
+    mask = visible(positions[:, None], positions, window) if documents is None else documents.mask(window)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
     """FlashAttention 2 as PyTorch has it (arXiv:2307.08691), with windows that save what they leave out."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, _, time, _ = query.shape
-    starts = _row_starts(batch, time, query.device)
+    offsets = _row_offsets(batch, time, query.device) if documents is None else documents.offsets
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))  # (batch x time, head, head_dim)
     left = -1 if window is None else window - 1
-    out = varlen_attn(q, k, v, starts, starts, time, time, window_size=(left, 0))
+    out = varlen_attn(q, k, v, offsets, offsets, time, time, window_size=(left, 0))
     assert isinstance(out, Tensor)
     return out.unflatten(0, (batch, time)).transpose(1, 2)
 
 
 @cache
-def _row_starts(batch: int, time: int, device: torch.device) -> Tensor:
+def _row_offsets(batch: int, time: int, device: torch.device) -> Tensor:
     return torch.arange(0, (batch + 1) * time, time, dtype=torch.int32, device=device)
 
 
-def _flash3(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+def _flash3(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
     """FlashAttention 3 (arXiv:2407.08608), where its package is installed."""
-    from flash_attn_interface import flash_attn_func
+    from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
-    parts = (part.transpose(1, 2) for part in (query, key, value))  # (batch, time, head, head_dim)
-    left = -1 if window is None else window - 1
-    out = flash_attn_func(*parts, causal=True, window_size=(left, 0),
-                          deterministic=torch.are_deterministic_algorithms_enabled())  # fmt: skip
-    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+    batch, _, time, _ = query.shape
+    parts = [part.transpose(1, 2) for part in (query, key, value)]  # (batch, time, head, head_dim)
+    how = {
+        "causal": True,
+        "window_size": (-1 if window is None else window - 1, 0),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if documents is None:
+        out = flash_attn_func(*parts, **how)
+    else:
+        ends = documents.offsets
+        out = flash_attn_varlen_func(*(part.flatten(0, 1) for part in parts), ends, ends, time, time, **how)
+    out = out[0] if isinstance(out, tuple) else out
+    return out.view(batch, time, *out.shape[-2:]).transpose(1, 2)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
     """FlexAttention (arXiv:2412.05496), compiled for this mask."""
-    return _compiled_flex()(query, key, value, block_mask=_block_mask(query.size(2), window, query.device))
+    rows = _block_mask(query.size(2), window, query.device) if documents is None else documents.block_mask(window)
+    return _compiled_flex()(query, key, value, block_mask=rows)
 
 
 @cache
@@ -124,7 +188,7 @@ def _block_mask(time: int, window: int | None, device: torch.device) -> Any:
     return create_block_mask(seen, None, None, time, time, device=str(device))
 
 
-_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None], Tensor]] = {
+_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None, Documents | None], Tensor]] = {
     "blocked": _blocked, "sdpa": _sdpa, "varlen": _varlen, "flash3": _flash3, "flex": _flex
 }  # fmt: skip
 
@@ -151,7 +215,9 @@ class _BlockedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, window: int | None, starts: Tensor | None
+    ) -> Tensor:
         q, k, v = (x.flatten(0, 1) for x in (query, key, value))  # (row, time, head_dim), a row being a batch's head
         q = q * q.size(-1) ** -0.5
         out = torch.empty_like(q)
@@ -163,6 +229,9 @@ class _BlockedAttention(torch.autograd.Function):
             weights = (q[:, start:end] @ k[:, first:end].mT).exp_().tril_(start - first)
             if window is not None:
                 weights.triu_(start - first - window + 1)
+            if starts is not None:
+                own = starts[:, None, start:end, None] <= torch.arange(first, end, device=starts.device)
+                weights.view(*query.shape[:2], *weights.shape[1:]).mul_(own.to(weights.dtype))
             share[:, start:end] = weights.sum(-1, keepdim=True, dtype=torch.float32).reciprocal_()
             torch.mul(weights @ v[:, first:end], share[:, start:end], out=out[:, start:end])
             blocks.append(weights)
@@ -170,7 +239,7 @@ class _BlockedAttention(torch.autograd.Function):
         return out.view_as(query)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, share, *blocks = ctx.saved_tensors
         shape = gradients[0].shape
         gradient = (gradients[0].reshape(q.shape) * share).to(q.dtype)
@@ -183,4 +252,4 @@ class _BlockedAttention(torch.autograd.Function):
             scores = torch.baddbmm(mean[:, queries], gradient[:, queries], v[:, keys].mT, beta=-1).mul_(weights)
             dq[:, queries] = scores @ k[:, keys]
             dk[:, keys] += scores.mT @ q[:, queries]
-        return dq.mul_(q.size(-1) ** -0.5).view(shape), dk.view(shape), dv.view(shape), None
+        return dq.mul_(q.size(-1) ** -0.5).view(shape), dk.view(shape), dv.view(shape), None, None

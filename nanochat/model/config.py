@@ -27,6 +27,8 @@ class ModelConfig:
     """A learned share of the input embedding added back before each block."""
     window_pattern: str = "L"
     """One letter a layer, repeated: L sees the whole context, S half of it. The last layer always sees all."""
+    document_attention: bool = False
+    """A position sees only its own document, not those before it in the row; see `attention.Documents`."""
     logit_softcap: float = 15.0
     """Logits are squashed smoothly into ±this (Gemma 2, arXiv:2408.00118)."""
     rope_base: float = 10_000.0

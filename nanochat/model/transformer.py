@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.attention import HEADS_FIRST, attend, attend_cached
+from nanochat.model.attention import HEADS_FIRST, Documents, attend, attend_cached
 from nanochat.model.cache import KVCache
 from nanochat.model.config import GATE_CHANNELS, ModelConfig
+from nanochat.model.fp8 import fp8_linear
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
 
 
@@ -38,9 +39,10 @@ class Block(nn.Module):
     What lies before and after attention are two functions, so that each can be compiled once for all layers.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, *, heads_first: bool) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, heads_first: bool, fp8: bool) -> None:
         super().__init__()
         self.heads_first = heads_first  # how attention wants its arguments in memory
+        self.fp8 = fp8
         width = config.width
         self.head_dim, self.window = config.head_dim, config.window(layer)
         self.qkv = nn.Parameter(torch.empty(3, width, width))
@@ -49,6 +51,11 @@ class Block(nn.Module):
         self.mlp_out = nn.Parameter(torch.empty(width, 4 * width))
         has_value = config.has_value_embedding(layer)
         self.value_gate = nn.Parameter(torch.empty(config.num_heads, GATE_CHANNELS)) if has_value else None
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x · weightᵀ; in fp8 only to train, so that what is evaluated is what is kept."""
+        product = fp8_linear if self.fp8 and torch.is_grad_enabled() else F.linear
+        return product(x, weight.to(x.dtype))
 
     def enter(self, x: Tensor, start: Tensor, residual: Tensor | None, share: Tensor | None,
               value_embedding: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,7 +74,7 @@ class Block(nn.Module):
             x = x + start * share
         batch, time, width = x.shape
         normed = norm(x)
-        qkv = F.linear(normed, self.qkv.to(x.dtype).view(3 * width, width)).view(batch, time, 3, -1, self.head_dim)
+        qkv = self.linear(normed, self.qkv.view(3 * width, width)).view(batch, time, 3, -1, self.head_dim)
         query, key, value = qkv.unbind(2)  # (batch, time, head, head_dim) each
         if self.value_gate is not None and value_embedding is not None:
             gate = 2 * torch.sigmoid(F.linear(normed[..., :GATE_CHANNELS], self.value_gate.to(x.dtype)))
@@ -80,9 +87,9 @@ class Block(nn.Module):
 
     def leave(self, x: Tensor, attended: Tensor) -> Tensor:
         """The stream after attention (batch, head, time, head_dim) and MLP."""
-        x = x + F.linear(attended.transpose(1, 2).reshape(x.shape), self.attention_out.to(x.dtype))
-        hidden = F.relu(F.linear(norm(x), self.mlp_in.to(x.dtype))).square()
-        return x + F.linear(hidden, self.mlp_out.to(x.dtype))
+        x = x + self.linear(attended.transpose(1, 2).reshape(x.shape), self.attention_out)
+        hidden = F.relu(self.linear(norm(x), self.mlp_in)).square()
+        return x + self.linear(hidden, self.mlp_out)
 
 
 class Transformer(nn.Module):
@@ -93,11 +100,14 @@ class Transformer(nn.Module):
         compute_dtype: what matrix products run in; parameters stay fp32.
         attention: training backend, see `nanochat.model.attention`.
         seed: of the initial weights; they do not depend on torch's global generator.
+        bos_id: the token that begins each document; what `document_attention` goes by.
+        fp8: train with the products of the blocks in fp8, see `nanochat.model.fp8`.
     """
 
     def __init__(self, config: ModelConfig, *, compute_dtype: torch.dtype = torch.float32, attention: str = "sdpa",
-                 seed: int = 0) -> None:
+                 seed: int = 0, bos_id: int | None = None, fp8: bool = False) -> None:
         super().__init__()
+        self.bos_id = bos_id
         self.config, self.compute_dtype, self.attention = config, compute_dtype, attention
         table = (config.vocab_size, config.width)
         self.embedding = nn.Parameter(torch.empty(table))
@@ -105,7 +115,8 @@ class Transformer(nn.Module):
             str(layer): nn.Parameter(torch.empty(table)) for layer in range(config.depth)
             if config.has_value_embedding(layer)})
         heads_first = attention in HEADS_FIRST
-        self.blocks = nn.ModuleList(Block(config, layer, heads_first=heads_first) for layer in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer, heads_first=heads_first, fp8=fp8)
+                                    for layer in range(config.depth))
         self.head = nn.Parameter(torch.empty(table))
         self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.input_scalars = nn.Parameter(torch.empty(config.depth)) if config.input_scalars else None
@@ -152,7 +163,7 @@ class Transformer(nn.Module):
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The residual stream after the last block, normed: (batch, time, width), from token ids (batch, time).
 
-        With a cache, row b's tokens stand at positions cache.lengths[b], cache.lengths[b] + 1, …
+        With a cache, row b's tokens stand at positions cache.lengths[b], cache.lengths[b] + 1, … and are one document.
         """
         if cache is None:
             positions = None
@@ -164,6 +175,11 @@ class Transformer(nn.Module):
         training = cache is None and torch.is_grad_enabled()
         enter, leave = (self._enter, self._leave) if training else (Block.enter, Block.leave)
         attention = "sdpa" if self.attention == "flex" and not training else self.attention  # flex compiles each shape
+        documents = None
+        if self.config.document_attention and cache is None:
+            if self.bos_id is None:
+                raise ValueError("document_attention needs to know bos_id")
+            documents = Documents.of(ids, self.bos_id)
         x = start = norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -173,7 +189,7 @@ class Transformer(nn.Module):
             value_embedding = None if table is None else F.embedding(ids, table)
             x, query, key, value = enter(block, x, start, residual, share, value_embedding, cos, sin)
             if cache is None:
-                attended = attend(query, key, value, block.window, attention)
+                attended = attend(query, key, value, block.window, attention, documents)
             else:
                 assert positions is not None
                 key, value = cache.write(layer, key, value, positions)

@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,7 +151,19 @@ def peak_memory_bytes(device_type: str) -> int:
     """The most memory this process has held: the allocator's peak on a GPU, the resident set's on CPU."""
     if device_type == "cuda":
         return torch.cuda.max_memory_allocated()
+    with suppress(OSError, StopIteration):  # Linux; its ru_maxrss may be that of the process which started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     import resource
 
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if platform.system() == "Darwin" else kilobytes * 1024
+
+
+def forget_peak_memory(device_type: str) -> None:
+    """Let `peak_memory_bytes` count from now on, where the system allows that: on a GPU and on Linux."""
+    if device_type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5), since Linux 4.0

@@ -15,6 +15,7 @@ from nanochat.planning.hardware import Hardware, Training
 
 MOST_KEPT = 300
 LEAST_STEPS, LEAST_S = 50, 10.0  # of a training that tells anything
+CALIBRATION = "calibration"  # how the name begins that a calibration has in place of a run's directory
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Finished:
     training: Training
     first: bool
     """Of the stages that its process has trained."""
+
+    @property
+    def was_planned(self) -> bool:
+        """Whether somebody was told to expect it; a calibration is there to plan others."""
+        return not self.run.startswith(CALIBRATION)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ def finished_stages(
     """What there is to learn from a run's results, by stage. From stages that were restarted, went otherwise than
     planned or were too short there is nothing."""
     planned, found = {stage.stage: stage for stage in plan.stages}, []
+    if config.fp8 or config.model.document_attention:  # neither is in the models of time and memory
+        return []
     for name, result in results.items():
         if name not in planned or result["starts"] > 1 or result["num_workers"] != plan.num_workers:
             continue

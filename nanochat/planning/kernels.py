@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.model import ModelConfig
-from nanochat.model.attention import BACKENDS, attend, unavailable
+from nanochat.model.attention import BACKENDS, Documents, attend, unavailable
 from nanochat.planning.hardware import Hardware
 
 REPEATS = 10
 ROWS = 4  # enough to fill a GPU
+DOCUMENT_TOKENS = 512  # where attention stays within documents
 
 
 def choose_attention(hardware: Hardware, model: ModelConfig, compute_dtype: str) -> tuple[str, str]:
@@ -64,6 +65,8 @@ def _milliseconds(
     """The median of some repetitions, after one that may compile; deterministic, as training is."""
     shape = (rows, model.max_seq_len, model.num_heads, model.head_dim)  # (batch, time, head, head_dim), as models do
     parts = (F.rms_norm(torch.randn(shape, device=device, dtype=dtype), shape[-1:]).transpose(1, 2) for _ in range(4))
+    places = torch.arange(model.max_seq_len, device=device).expand(rows, -1)
+    documents = Documents(places - places % DOCUMENT_TOKENS) if model.document_attention else None
     query, key, value, upstream = (part.requires_grad_() for part in parts)
     before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
@@ -72,7 +75,8 @@ def _milliseconds(
     try:
         for _ in range(REPEATS + 1):
             began = _now(device)
-            torch.autograd.grad(attend(query, key, value, window, backend), (query, key, value), upstream)
+            out = attend(query, key, value, window, backend, documents)
+            torch.autograd.grad(out, (query, key, value), upstream)
             times.append(1e3 * (_now(device) - began))
     finally:
         torch.use_deterministic_algorithms(before)

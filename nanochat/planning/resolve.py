@@ -96,9 +96,6 @@ def resolve(
     say(f"compute dtype {dtype}: {why}")
     iterations = _iterations(request, model, say)
     compiled = _compile(request, hardware, compiler, sum(iterations[s] for s in request.stages if s in iterations), say)
-    if attention is None:
-        attention, why = choose_attention(hardware, model, dtype)
-        say(f"attention {attention}: {why}")
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
     config = RunConfig(
         mode=request.mode,
@@ -113,7 +110,7 @@ def resolve(
         sft=stage,
         compute_dtype=dtype,
         compile=compiled,
-        attention=attention,
+        attention=attention or "sdpa",
     )
     batch = _total_batch(request, size, config, iterations, hardware, say)
     rows = _device_batch(request, size, config, batch, hardware, memory, say)
@@ -125,6 +122,12 @@ def resolve(
         config = with_deadlines(config, 3600 * request.hours, hardware, request.num_workers, spent_s)
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
+    if attention is None and not any(each.partition("=")[0].strip() == "attention" for each in request.assignments):
+        attention, why = choose_attention(hardware, config.model, config.compute_dtype)
+        config = replace(config, attention=attention)
+        say(f"attention {attention}: {why}")
+    if config.fp8 and hardware.device_type != "cuda":
+        raise UserError("fp8=true needs a GPU of the Ada, Hopper or a later generation", "leave --set fp8=true out")
     check(config, request.num_workers)
     _check_memory(config, hardware)
     return Resolved(config, tuple(reasons))

@@ -14,7 +14,7 @@ from nanochat.errors import UserError
 from nanochat.events import Event, StepDone
 from nanochat.planning.estimate import step_seconds, train_memory
 from nanochat.planning.hardware import Hardware
-from nanochat.planning.history import Finished, measured
+from nanochat.planning.history import CALIBRATION, Finished, measured
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Surroundings, train_stage
 from nanochat.training.pipeline import build_trainee, make_deterministic
@@ -72,7 +72,7 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
         )
         data = _RandomRows(config.model.vocab_size, config.model.max_seq_len)
         batches = Batches(data, stage.total_batch_size // data.row_tokens, seed=0)
-        result = train_stage(name, stage, build_trainee(config, around.workers), batches, around, None)
+        result = train_stage(name, stage, build_trainee(config, around.workers, bos_id=0), batches, around, None)
     if result.out_of_memory:
         raise UserError(
             f"device_batch_size {stage.device_batch_size} does not fit into memory", "lower --device-batch-size"
@@ -83,7 +83,8 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
     rate = result.tokens_per_second or (result.tokens - stage.total_batch_size) / steps_s
     per_step_s = step_seconds(config, stage, hardware)
     return Finished(
-        run=f"calibration of depth {config.model.depth}, {stage.device_batch_size} x {config.model.max_seq_len} tokens",
+        run=f"{CALIBRATION} of depth {config.model.depth}, "
+        f"{stage.device_batch_size} x {config.model.max_seq_len} tokens",
         stage=name,
         at=time.time(),
         planned_s=(result.iterations - 1) * per_step_s,

@@ -16,7 +16,7 @@ from nanochat.events import Note, RolledBack, Saved, Sink, StageStarted, StepDon
 from nanochat.model import Transformer, train_flops_per_token
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.schedule import muon_momentum
-from nanochat.planning.hardware import peak_memory_bytes
+from nanochat.planning.hardware import forget_peak_memory, peak_memory_bytes
 from nanochat.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from nanochat.training.pace import Pace
 from nanochat.training.result import StageResult
@@ -141,12 +141,16 @@ class _Stage:
 
     def run(self) -> StageResult:
         around, config = self.around, self.config
+        forget_peak_memory(around.workers.device.type)  # what was prepared before is not training's
         around.emit(StageStarted(self.name, self.position.step, config.num_iterations, config.total_batch_size))
         if self.saved_step < 0:
             self._validate()
         self._set_pace()
         while self._train_until_turned_back():
             pass
+        if not self.position.step:
+            note = "the time was up before the first step: the weights are what they were"
+            around.emit(Note(self.name, note, warning=True))
         if self.position.validated_step != self.position.step:
             self._validate()
         self._save(wait=True)
@@ -172,7 +176,9 @@ class _Stage:
         """Train to the end, or until a rollback, after which other batches are due. Returns whether it was that."""
         config, around, clock = self.config, self.around, self.around.clock
         first, last = self.position.batch, config.num_iterations + self.position.left_out
-        for batch in prefetch(self.batches, first, last, around.workers.rank, around.workers.size):
+        workers = around.workers
+        on_gpu = workers.device.type == "cuda"
+        for batch in prefetch(self.batches, first, last, workers.rank, workers.size, pin=on_gpu):
             stop, progress = self._agreed()
             if stop:
                 self._save(wait=True)

@@ -21,6 +21,7 @@ from nanochat.files import write_json
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
 from nanochat.model import Transformer
+from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import measure_peaks
@@ -35,6 +36,7 @@ from nanochat.training.prepare import StageData, prepare_stage, prepare_tokenize
 from nanochat.training.result import StageResult
 from nanochat.workers import Workers
 
+_OLD_MODEL = {"document_attention": False}  # what checkpoints of earlier versions do not say of their model
 TEXT_PROMPTS = ("The capital of France is", "Once upon a time")
 CHAT_PROMPTS = (
     "Hello! What is your name?",
@@ -94,7 +96,7 @@ class _Pipeline:
         if not self.config.trained_stages:
             return
         self.peak_flops = 0.0
-        self.trainee = build_trainee(self.config, self.workers)
+        self.trainee = build_trainee(self.config, self.workers, self.tokenizer.bos_id)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
         weights = self._beginning()
         for stage in self.config.trained_stages:
@@ -289,11 +291,20 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def build_trainee(config: RunConfig, workers: Workers) -> Trainee:
+def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None) -> Trainee:
     """Model and this worker's share of the optimizer, compiled if the config says so."""
     device = workers.device
     dtype = getattr(torch, config.compute_dtype)
-    model = Transformer(config.model, compute_dtype=dtype, attention=config.attention, seed=config.seed).to(device)
+    if config.fp8 and (why := fp8_unavailable(device)):
+        raise UserError(f"fp8 {why}", "leave --set fp8=true out, under another --name")
+    model = Transformer(
+        config.model,
+        compute_dtype=dtype,
+        attention=config.attention,
+        seed=config.seed,
+        bos_id=bos_id,
+        fp8=config.fp8,
+    ).to(device)
     base = config.base
     peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
     if config.compile:
@@ -330,7 +341,10 @@ def scores_of(summary: Summary) -> dict[str, dict[str, float]]:
 
 def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     for part, ours in identity.items():
-        if checkpoint.state.get(part) != ours:
+        theirs = checkpoint.state.get(part)
+        if part == "model" and isinstance(theirs, dict):
+            theirs = _OLD_MODEL | theirs
+        if theirs != ours:
             raise UserError(
                 f"{checkpoint.location} was trained with another {part} than this run now has",
                 "put the old one back, or start under another --name",

@@ -89,6 +89,13 @@ def test_prefetch_gives_the_same_batches(dataset, start, stop):
         assert torch.equal(batch.inputs, batches.batch(step, 1, 2).inputs)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_for_a_gpu_are_in_memory_that_it_fetches_by_itself(dataset):
+    (batch,) = prefetch(Batches(dataset, total_rows=4, seed=0), 0, 1, pin=True)
+    assert batch.inputs.is_pinned()
+    assert batch.targets.is_pinned()
+
+
 def test_prefetch_works_ahead_but_not_far_and_passes_errors_on(dataset):
     made = []
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.model.attention import BACKENDS, attend, attend_cached, unavailable
+from nanochat.model.attention import BACKENDS, Documents, attend, attend_cached, unavailable
 
 BATCH, HEADS, TIME, HEAD_DIM = 2, 3, 24, 16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -15,15 +15,19 @@ def skip_unless_available(backend: str, dtype: torch.dtype) -> None:
         pytest.skip(f"{backend} {why}")
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    """Softmax attention position by position, in double precision."""
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None,
+                    begins: tuple[tuple[int, ...], ...] = ((),) * BATCH) -> Tensor:
+    """Softmax attention position by position, in double precision; documents begin where `begins` says."""
     query, key, value = query.double(), key.double(), value.double()
     rows = []
-    for now in range(query.size(2)):
-        first = 0 if window is None else max(now - window + 1, 0)
-        scores = query[:, :, now : now + 1] @ key[:, :, first : now + 1].mT / query.size(-1) ** 0.5
-        rows.append(scores.softmax(-1) @ value[:, :, first : now + 1])
-    return torch.cat(rows, dim=2)
+    for row, places in enumerate(begins):
+        found = []
+        for now in range(query.size(2)):
+            first = max([0 if window is None else now - window + 1, *(place for place in places if place <= now), 0])
+            scores = query[row, :, now : now + 1] @ key[row, :, first : now + 1].mT / query.size(-1) ** 0.5
+            found.append(scores.softmax(-1) @ value[row, :, first : now + 1])
+        rows.append(torch.cat(found, dim=1))
+    return torch.stack(rows)
 
 
 def unit_rms(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -32,18 +36,21 @@ def unit_rms(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.nn.functional.rms_norm(x, shape[-1:])
 
 
+@pytest.mark.parametrize("begins", [None, ((0, 2, 3, 129), (7, 200))], ids=["rows", "documents"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 1, 5, TIME, 140])
 @pytest.mark.parametrize("time", [TIME, 1, 130, 300])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_backends_agree_with_the_plain_computation(backend: str, time: int, window: int | None,
-                                                   dtype: torch.dtype) -> None:
+def test_backends_agree_with_the_plain_computation(backend: str, time: int, window: int | None, dtype: torch.dtype,
+                                                   begins: tuple[tuple[int, ...], ...] | None) -> None:
     skip_unless_available(backend, dtype)
+    documents = None if begins is None else Documents.of(ids_with_documents(begins, time).to(DEVICE), bos_id=9)
     shape = (BATCH, HEADS, time, HEAD_DIM)
     inputs = [unit_rms(shape, seed).to(DEVICE, dtype).requires_grad_() for seed in range(3)]
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
     upstream = unit_rms(shape, 9).to(DEVICE)
-    found, expected = attend(*inputs, window, backend), plain_attention(*exact_inputs, window)
+    found = attend(*inputs, window, backend, documents)
+    expected = plain_attention(*exact_inputs, window, begins or ((),) * BATCH)
     assert found.dtype == dtype
     found.backward(upstream.to(dtype))
     expected.backward(upstream.to(dtype).double())
@@ -51,6 +58,21 @@ def test_backends_agree_with_the_plain_computation(backend: str, time: int, wind
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     for x, exact in zip(inputs, exact_inputs, strict=True):
         torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=2 * tolerance)
+
+
+def ids_with_documents(begins: tuple[tuple[int, ...], ...], time: int) -> Tensor:
+    """Token ids (batch, time) where 9 begins a document."""
+    ids = torch.zeros(len(begins), max(time, 1 + max(max(places) for places in begins)), dtype=torch.int64)
+    for row, places in zip(ids, begins, strict=True):
+        row[list(places)] = 9
+    return ids[:, :time]
+
+
+def test_documents_are_found_by_their_first_token() -> None:
+    documents = Documents.of(ids_with_documents(((0, 2, 3), (2,)), 5), bos_id=9)
+    assert documents.starts.tolist() == [[0, 0, 2, 3, 3], [0, 0, 2, 2, 2]]
+    assert documents.offsets.tolist() == [0, 2, 3, 5, 7, 10]
+    assert documents.offsets.dtype == torch.int32
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

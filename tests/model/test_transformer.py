@@ -67,6 +67,27 @@ def test_windows_limit_what_is_seen(attention: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("pattern", ["L", "S"])
+@pytest.mark.parametrize("attention", ["blocked", "sdpa"])
+def test_a_document_in_a_row_is_what_it_is_alone(attention: str, pattern: str) -> None:
+    """Positions are relative, so that with attention within documents nothing tells where in a row one stands."""
+    bos, lengths = CONFIG.vocab_size - 1, (5, 20, 7)
+    config = replace(CONFIG, document_attention=True, window_pattern=pattern)
+    model, across = (awake(replace(config, document_attention=within), attention=attention, bos_id=bos)
+                     for within in (True, False))
+    ids = some_ids(1) % bos
+    parts = ids.split(lengths, dim=1)
+    for part in parts:
+        part[:, 0] = bos
+    with torch.no_grad():
+        together, alone = model(ids), torch.cat([model(part) for part in parts], dim=1)
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(across(ids)[:, :5], alone[:, :5], rtol=1e-4, atol=1e-5)
+        assert (across(ids) - alone)[:, 5:].abs().amax(-1).min() > 1e-3
+    with pytest.raises(ValueError, match="bos_id"):
+        awake(config)(ids)
+
+
+@pytest.mark.parametrize("pattern", ["L", "S"])
 def test_the_cache_gives_what_the_whole_row_gives(pattern: str) -> None:
     model, lengths = awake(replace(CONFIG, window_pattern=pattern)), torch.tensor([3, 11, 1])
     ids = some_ids(3)

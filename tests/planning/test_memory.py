@@ -1,11 +1,13 @@
-"""What ran out of memory once is not tried again on the same hardware with the same model."""
+"""What ran out of memory once is not tried again on the same hardware with the same model; peaks are measured."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from nanochat.model import ModelConfig
-from nanochat.planning.hardware import DATA_SHEETS
+from nanochat.planning.hardware import DATA_SHEETS, forget_peak_memory, peak_memory_bytes
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
 
@@ -42,3 +44,16 @@ def test_the_plan_heeds_it_and_says_so(tmp_path):
     assert heeded.config.base.device_batch_size == rows
     assert heeded.config.base.total_batch_size == free.base.total_batch_size
     assert any("memory ran out above it in an earlier run" in reason for reason in heeded.reasons)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_is_that_since_it_was_forgotten():
+    forget_peak_memory("cpu")
+    before = peak_memory_bytes("cpu")
+    ballast = bytearray(os.urandom(1 << 20)) * 256
+    high = peak_memory_bytes("cpu")
+    assert high >= before + 200 * 2**20
+    del ballast
+    assert peak_memory_bytes("cpu") > high - 2**20  # the kernel counts in batches
+    forget_peak_memory("cpu")
+    assert peak_memory_bytes("cpu") < high - 200 * 2**20

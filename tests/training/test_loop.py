@@ -429,4 +429,7 @@ def test_past_its_deadline_a_stage_only_evaluates_and_saves(dataset, tmp_path):
     time, events = Timed(1.0, 1.0, now=70.0), []
     train(dataset, tmp_path, replace(STAGE, deadline_s=60.0), events=events, clock=time, run_clock=time)
     assert not [event for event in events if isinstance(event, StepDone)]
+    assert [event.text for event in events if isinstance(event, Note) and event.warning] == [
+        "the time was up before the first step: the weights are what they were"
+    ]
     assert CheckpointStore(tmp_path).steps() == [0]

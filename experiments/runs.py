@@ -1,0 +1,312 @@
+"""The runs there are: what they do or did, how good they are, how good their plans were; and being rid of them.
+
+  python experiments/runs.py list
+  python experiments/runs.py show demo
+  python experiments/runs.py plans          # what was planned on this machine beside what it took
+  python experiments/runs.py delete old older
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments import cli
+from experiments.session import named_run
+from experiments.terminal import make_console, show_table
+from nanochat.clock import read_clock
+from nanochat.config import TRAINED_STAGES
+from nanochat.data.sources import cache_directory
+from nanochat.errors import UserError
+from nanochat.inference.load import find_run
+from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.history import Finished, History
+from nanochat.report import (
+    Table,
+    conversation,
+    cost_reasons,
+    duration,
+    gigabytes,
+    mishaps,
+    plan_table,
+    score_table,
+    stage_table,
+)
+from nanochat.run import SILENCE_S, Run
+
+CLOSE = 0.1  # the share by which a plan may be off
+DOOMED = ".deleted-"  # what a run's directory is called while it is deleted
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="runs.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="every run, a line each, the latest last")
+    show = commands.add_parser("show", help="all about one run, whether it has ended or not")
+    show.add_argument("run", help="its name, or the path of its directory")
+    delete = commands.add_parser("delete", help="runs and all that is in them; asks first")
+    delete.add_argument("runs", nargs="+", metavar="RUN")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    for command in (listing, show, delete):
+        command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
+    plans = commands.add_parser("plans", help="how good the plans of this machine have been, stage by stage")
+    plans.add_argument("--last", type=int, default=30, help="stages to show (default: 30)")
+    options = parser.parse_args(argv)
+    {"list": _list, "show": _show, "delete": _delete, "plans": _plans}[options.command](options)
+    return 0
+
+
+# --- list ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """What `list` says of a run."""
+
+    name: str
+    what: str
+    """Its mode or that it is a search, and the model's depth."""
+    state: str
+    """running, interrupted, failed, done, damaged; stopped: it was running, and is not any more."""
+    at: str
+    val_bpb: float | None
+    """Of its first trained stage: of base, where there is one."""
+    right: float | None
+    """Share of the questions that its last stage answered."""
+    seconds: float | None
+    size: int
+    changed: float
+    """Seconds since the epoch."""
+    damage: str
+    """What cannot be read of it."""
+
+
+def lines(runs_dir: Path) -> list[Line]:
+    """All runs there, the one that changed last at the end."""
+    found = [_line(Run(directory)) for directory in _run_directories(runs_dir)]
+    return sorted(found, key=lambda line: line.changed)
+
+
+def _run_directories(runs_dir: Path) -> Iterator[Path]:
+    for path in runs_dir.iterdir() if runs_dir.is_dir() else ():
+        if not path.name.startswith(".") and path.is_dir() and _is_run(path):
+            yield path
+
+
+def _is_run(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("run.json", "status.json", "search/asked.json"))
+
+
+def _line(run: Run) -> Line:
+    size, changed = _size_and_change(run.directory)
+    clock = read_clock(run.clock_path)
+    seconds = clock.spent_s + max(clock.beat - clock.started, 0.0) if clock else None
+    what, at, val_bpb, right, damage = "", "", None, None, ""
+    try:
+        state = state_of(run)
+        search = "search, " if (run.directory / "search" / "asked.json").exists() else ""
+        if run.exists():
+            config, results = run.config(), run.results()
+            what = f"{search or config.mode + ', '}depth {config.model.depth}"
+            ended = [results[stage] for stage in TRAINED_STAGES if stage in results]
+            val_bpb = ended[0]["val_bpb"] if ended else None
+            right = ended[-1]["scores"].get("overall", {}).get("accuracy") if ended else None
+            at = _at(run, state, config)
+        else:
+            what = f"{search}no model yet" if search else "no model"
+    except UserError as error:
+        state, damage = "damaged", error.message
+    return Line(run.name, what, state, at, val_bpb, right, seconds, size, changed, damage)
+
+
+def _at(run: Run, state: str, config: Any) -> str:
+    """Where a run stands that has not ended."""
+    status = run.status()
+    if state == "done" or status is None or not status.stage:
+        return ""
+    if status.stage not in TRAINED_STAGES:
+        return status.stage
+    return f"{status.stage} {status.step:,}/{config.stage(status.stage).num_iterations:,}"
+
+
+def state_of(run: Run) -> str:
+    """What its status says, if it is still true."""
+    status, owner = run.status(), run.owner("driver")
+    if status is None:
+        return "running" if owner and owner.alive() else "stopped"
+    silent = time.time() - status.heartbeat > SILENCE_S
+    if status.state != "running" or (owner and (owner.alive() or not (owner.is_local() or silent))):
+        return status.state
+    return "stopped"
+
+
+def _size_and_change(directory: Path) -> tuple[int, float]:
+    """Bytes of all files below, and when one of them last changed."""
+    size, changed, waiting = 0, 0.0, [os.fspath(directory)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:  # it may be training: what was there has gone
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                with suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    size, changed = size + found.st_size, max(changed, found.st_mtime)
+    return size, changed
+
+
+def _list(options: argparse.Namespace) -> None:
+    found = lines(options.runs_dir)
+    if not found:
+        raise UserError(f"there is no run in {options.runs_dir}", "python experiments/run_stage.py --mode demo")
+    rows = tuple(
+        (
+            line.name,
+            line.what,
+            line.state,
+            line.at,
+            "" if line.val_bpb is None else f"{line.val_bpb:.4f}",
+            "" if line.right is None else f"{line.right:.0%}",
+            "" if line.seconds is None else duration(line.seconds),
+            gigabytes(line.size),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(line.changed)),
+        )
+        for line in found
+    )
+    columns = ("run", "what", "state", "at", "val_bpb", "questions", "time", "size", "changed")
+    console = make_console()
+    show_table(console, Table(f"Runs in {options.runs_dir}", columns, rows))
+    for line in found:
+        if line.damage:
+            console.print(line.damage, soft_wrap=True, markup=False)
+
+
+# --- show ------------------------------------------------------------------------------------------------------------
+
+
+def _show(options: argparse.Namespace) -> None:
+    console, run = make_console(), Run(find_run(options.run, options.runs_dir).absolute())
+    if not _is_run(run.directory):
+        raise UserError(f"{run.directory} is not a run", "python experiments/runs.py list")
+    status = run.status()
+    reason = f": {status.reason}" if status and status.reason else ""
+    console.print(f"{run.name} in {run.directory}: {state_of(run)}{reason}", soft_wrap=True, markup=False)
+    if not run.exists():
+        console.print("It has no model yet.")
+        return
+    config, plan = run.config(), run.plan()
+    console.print(run.hardware().describe(), soft_wrap=True)
+    for reason in (*run.record()["reasons"], *cost_reasons(config, plan)):
+        console.print(f"  - {reason}", soft_wrap=True, markup=False)
+    console.print()
+    show_table(console, plan_table(config, plan))
+    if run.results():
+        show_table(console, stage_table(run, plan))
+    if scores := score_table(run):
+        show_table(console, scores)
+    for prompt, text in conversation(run, config.trained_stages):
+        console.print(f"  > {prompt}\n  {text}", soft_wrap=True, markup=False)
+    for told in mishaps(run):
+        console.print(told, soft_wrap=True, markup=False)
+
+
+# --- delete ----------------------------------------------------------------------------------------------------------
+
+
+def _delete(options: argparse.Namespace) -> None:
+    runs = [named_run(name, options.runs_dir) for name in dict.fromkeys(options.runs)]
+    if missing := [run.name for run in runs if run.directory.is_symlink() or not _is_run(run.directory)]:
+        raise UserError(f"there is no run {', '.join(map(repr, missing))} in {options.runs_dir}", "see runs.py list")
+    for run in runs:
+        _check_nobody_works(run)
+    for run in runs:
+        print(f"{run.name}: {gigabytes(_size_and_change(run.directory)[0])} in {run.directory}")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError("nobody is there to be asked", "add --yes")
+        print("Delete? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(run.owned("driver"))
+        for run in runs:
+            elsewhere = _storage(run)
+            run.directory.rename(run.directory.with_name(f"{DOOMED}{run.name}-{time.time_ns()}"))
+            print(f"deleted {run.name}")
+            if elsewhere:
+                print(f"Its checkpoints in {elsewhere}/{run.name} stay; a run of that name would go on from them.")
+    for doomed in options.runs_dir.glob(f"{DOOMED}*"):  # those too at which an earlier command was interrupted
+        shutil.rmtree(doomed)
+
+
+def _check_nobody_works(run: Run) -> None:
+    """Raises UserError where a driver, or a worker that has outlived its own, would write on."""
+    for lock in run.directory.glob("*.lock"):
+        owner = run.owner(lock.stem)
+        if owner and owner.alive():
+            raise UserError(f"run {run.name!r} is in use by {owner.describe()}", "stop it first")
+
+
+def _storage(run: Run) -> str:
+    """Where its checkpoints are, if that is not in the run and it can still be known."""
+    try:
+        return run.config().storage if run.exists() else ""
+    except UserError:
+        return ""
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def _plans(options: argparse.Namespace) -> None:
+    hardware = detect_hardware()
+    print(hardware.describe())
+    known = History(cache_directory(), hardware.name).read()
+    finished = [each for each in known if each.was_planned][-max(options.last, 1) :]
+    if not finished:
+        raise UserError("no training has ended on this machine yet", "python experiments/run_stage.py --mode demo")
+    show_table(make_console(), plans_table(finished))
+    for what, errors in (("time", [_off(each.took_s, each.planned_s) for each in finished]),
+                         ("memory", [_off(each.took_bytes, each.planned_bytes) for each in finished])):  # fmt: skip
+        within = sum(abs(error) <= CLOSE for error in errors)
+        print(f"{what}: off by {median(map(abs, errors)):.0%} (median); {within} of {len(errors)} within {CLOSE:.0%}")
+
+
+def plans_table(finished: list[Finished]) -> Table:
+    """One row a stage, the latest last."""
+    rows = tuple(
+        (
+            f"{each.run.rpartition('/')[2]} {each.stage}",
+            f"{each.training.depth} x {each.training.width}",
+            f"{each.training.device_batch_tokens:,}",
+            duration(each.planned_s),
+            duration(each.took_s),
+            f"{_off(each.took_s, each.planned_s):+.0%}",
+            gigabytes(each.planned_bytes),
+            gigabytes(each.took_bytes),
+            f"{_off(each.took_bytes, each.planned_bytes):+.0%}",
+        )
+        for each in finished
+    )
+    columns = ("stage", "model", "tokens at once", "planned", "took", "", "memory planned", "took", "")
+    return Table("Plans and what came of them", columns, rows)
+
+
+def _off(took: float, planned: float) -> float:
+    return took / planned - 1
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -3,20 +3,24 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nanochat.config import to_dict
 from nanochat.data.sources import cache_directory
+from nanochat.errors import UserError
 from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
 from nanochat.files import write_json
 from nanochat.inference.load import load_model, newest_checkpoint
+from nanochat.model import ModelConfig
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import mishaps
 from nanochat.run import Run, create
+from nanochat.training import pipeline
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
 from nanochat.training.pipeline import run_pipeline
@@ -104,3 +108,15 @@ def test_a_later_stage_starts_from_the_weights_this_run_has(tmp_path):
     go(run)
     after = CheckpointStore(run.checkpoints("mid")).newest(pytest.fail).tensors("model")
     assert all(torch.allclose(after[name], base[name], atol=1e-6) for name in base)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_of_the_same_model():
+    """It says nothing of switches that were added to the model since."""
+    ours = {"model": to_dict(ModelConfig.from_depth(2, 512, 32))}
+    theirs = {key: value for key, value in ours["model"].items() if key != "document_attention"}
+    checkpoint = SimpleNamespace(location="x", state={"model": theirs})
+    pipeline._check_identity(checkpoint, ours)
+    for other in ({**theirs, "width": 64}, {**theirs, "document_attention": True}, {}, None):
+        checkpoint.state["model"] = other
+        with pytest.raises(UserError, match="another model"):
+            pipeline._check_identity(checkpoint, ours)

@@ -251,7 +251,7 @@ class BudgetSearch:
     def commit(self, decision: Commit, now_s: float, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The configuration and the record of the final run."""
         compile_s = COMPILE_S[self.hardware.device_type] if self.template.compile else 0.0
-        mean, sd = self.policy.predict(decision.config, decision.config.tokens)
+        mean, sd = self.policy.forecast(decision.config)
         begin_s = now_s + self.policy.overheads.final_s - compile_s
         return self._final_run(self._request(decision.config), decision.config, decision.why, now_s, begin_s, runs_dir,
                                predicted=mean, sd=sd)  # fmt: skip

@@ -96,7 +96,7 @@ def hours_table(search: BudgetSearch) -> Table:
     policy, rows = search.policy, []
     for factor in (0.5, 1.0, 2.0, 4.0):
         config = policy.best(factor * policy.final_seconds(0.0), policy.device.final_devices)
-        mean, sd = policy.predict(config, config.tokens)
+        mean, sd = policy.forecast(config)
         outlook = f"{mean:.3f} ({mean - INTERVAL * sd:.3f} to {mean + INTERVAL * sd:.3f})"
         rows.append((f"{factor * search.asked.hours:g}", str(config.depth), f"{config.total_batch_size:,}",
                      f"{config.tokens:,}", outlook))  # fmt: skip

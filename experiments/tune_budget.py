@@ -287,7 +287,7 @@ def _explore(console: Console, search: BudgetSearch, clock: RunClock) -> None:
 
     def tell(name: str, seen: Observation) -> None:
         best = policy.best(policy.final_seconds(clock()), policy.device.final_devices)
-        mean, sd = policy.predict(best, best.tokens)
+        mean, sd = policy.forecast(best)
         table.tell(name, seen.error, f"{mean:.3f} ± {INTERVAL * sd:.3f}")
 
     def look() -> None:

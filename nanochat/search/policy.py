@@ -178,6 +178,13 @@ class BudgetPolicy:
         mean, sd = self.fit.predict(self._points([config], [tokens]))
         return float(mean[0]), float(sd[0])
 
+    def forecast(self, config: Config) -> tuple[float, float]:
+        """The same for a training by the clock, which has its tokens only if its throughput is what is believed."""
+        mean, sd = self.predict(config, config.tokens)
+        off = np.exp(self._rates.sd(config.depth))
+        more, fewer = (self.predict(config, config.tokens * factor)[0] for factor in (off, 1 / off))
+        return mean, float(np.hypot(sd, (more - fewer) / 2))
+
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and observed, as plain data."""
         return {
@@ -239,7 +246,7 @@ class BudgetPolicy:
     def _commit(self, now_s: float) -> Commit:
         seconds = self.final_seconds(now_s)
         config = self.best(seconds, self.device.final_devices)
-        mean, sd = self.predict(config, config.tokens)
+        mean, sd = self.forecast(config)
         learned = f"after {len(self.observations)} trials" if self.observations else "by what is known beforehand"
         return Commit(config, seconds, f"lowest predicted val_bpb {learned}: {mean:.3f} ± {1.645 * sd:.3f}")
 

@@ -31,6 +31,11 @@ class Rates:
         error = self._correction.mean(_places(np.array([float(depth)])))
         return self._estimate(depth, batch) * float(np.exp(error[0]))
 
+    def sd(self, depth: int) -> float:
+        """Of the logarithm of what a training's throughput will turn out to be."""
+        place = _places(np.array([float(depth)]))
+        return float(np.sqrt(self._correction.belief(place, place)[0, 0] + NOISE**2))
+
     def learned(self, asked: Array, depths: Array, samples: int, rng: np.random.Generator) -> Array:
         """(depths, samples): how the errors may turn out to be once the depths in `asked` are measured."""
         asked, depths = _places(asked), _places(depths)

@@ -152,7 +152,7 @@ def simulate(policy: BudgetPolicy, world: World) -> Outcome:
     explored_s = now
     config = replace(decision.config, num_iterations=2 * decision.config.num_iterations)  # the clock ends it
     done, achieved, _ = world.train(config, decision.budget_s)
-    mean, sd = policy.predict(decision.config, done.tokens)
+    mean, sd = policy.forecast(decision.config)
     ended_s = explored_s + overheads.final_s + decision.budget_s + overheads.reserve_s
     return Outcome(done, float(world.quality([done])[0]), achieved, mean, sd, explored_s, ended_s)
 

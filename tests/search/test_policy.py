@@ -156,6 +156,22 @@ def test_throughput_is_learned():
     assert ratio[1] < ratio[2] < 0.65
 
 
+def test_a_forecast_knows_how_well_throughput_is_known():
+    subject = policy(6)
+    config = subject.best(subject.final_seconds(0.0))
+    mean, sd = subject.forecast(config)
+    assert mean == subject.predict(config, config.tokens)[0]
+    certain = subject.predict(config, config.tokens)[1]
+    rate = subject.tokens_per_second(config.depth, config.total_batch_size)
+    subject.observe(Observation(config, 0, 60.0, 5.0, rate, None))
+    assert subject.predict(config, config.tokens) == (mean, certain), "only its throughput was told"
+    later = subject.forecast(config)[1]
+    assert certain < later < certain + 0.3 * (sd - certain)
+    # By how much it is wider is what a throughput off by one standard deviation makes of the result.
+    off = subject.predict(config, config.tokens * np.exp(0.26))[0] - mean
+    assert abs(off) == pytest.approx(np.sqrt(sd**2 - certain**2), rel=0.3)
+
+
 def test_repeated_data_calls_for_a_larger_model_or_no_more_tokens():
     plenty, scarce = policy(12), policy(12, replace(MACHINE, unique_tokens=2e8))
     assert scarce.best(40_000).depth >= plenty.best(40_000).depth

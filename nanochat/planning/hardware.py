@@ -13,6 +13,7 @@ import torch
 from nanochat.errors import UserError
 
 GIB = 2**30
+LONGEST_PRODUCT_S = 0.1  # of those that the peak is measured with
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,18 @@ def measure_peaks(device_type: str) -> dict[str, float]:
     }
 
 
-def _matmul_flops(dtype: torch.dtype, device_type: str, repeats: int = 20) -> float:
-    side = 8192 if device_type == "cuda" else 1536
+def _matmul_flops(dtype: torch.dtype, device_type: str) -> float:
+    side = (8192 if device_type == "cuda" else 1536) // 8
+    seconds = _product_seconds(side, dtype, device_type, 2)
+    for _ in range(3):  # as large as time allows: CPUs without instructions for bfloat16 are 200 times slower at it
+        if 8 * seconds < LONGEST_PRODUCT_S:
+            side *= 2
+            seconds = _product_seconds(side, dtype, device_type, 2)
+    return 2 * side**3 / min(seconds, _product_seconds(side, dtype, device_type, 18))
+
+
+def _product_seconds(side: int, dtype: torch.dtype, device_type: str, repeats: int) -> float:
+    """The shortest of so many, after one to warm up."""
     left, right = (torch.full((side, side), 0.5, dtype=dtype, device=device_type) for _ in range(2))
     best = float("inf")
     for _ in range(repeats + 1):
@@ -137,7 +148,7 @@ def _matmul_flops(dtype: torch.dtype, device_type: str, repeats: int = 20) -> fl
         if device_type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    return best
 
 
 def choose_dtype(hardware: Hardware) -> tuple[str, str]:

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from nanochat.planning import hardware
+
+
+@pytest.mark.parametrize(("flops", "side"), [(1e9, 192), (20e9, 768), (150e9, 1536), (1e12, 1536)])
+def test_a_peak_is_measured_on_products_that_the_processor_can_do(monkeypatch, flops, side):
+    """Some processors need seconds for one large product of bfloat16."""
+    taken = {}
+
+    def seconds(side, dtype, device_type, repeats):
+        taken[side] = taken.get(side, 0) + repeats * 2 * side**3 / flops
+        return 2 * side**3 / flops
+
+    monkeypatch.setattr(hardware, "_product_seconds", seconds)
+    assert hardware._matmul_flops(torch.bfloat16, "cpu") == pytest.approx(flops)
+    assert max(taken) == side
+    assert sum(taken.values()) < 2.5
+
+
+def test_this_machine_is_measured():
+    found = hardware.detect_hardware(gpu=False)
+    assert found.device_type == "cpu"
+    assert found.measured
+    assert found.peak_flops["float32"] > 1e8
+    assert set(found.peak_flops) == {"float32", "bfloat16"}

@@ -30,6 +30,8 @@ from experiments.session import (
     train,
 )
 from experiments.terminal import make_console
+from experiments.wandb_log import MODES as WANDB_MODES
+from experiments.wandb_log import check_wandb
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.errors import UserError
 from nanochat.files import write_json
@@ -100,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH_OR_URI",
         help="keep checkpoints in <storage>/<run>/<stage>, such as s3://bucket/prefix (default: in the run)",
     )
+    add("--wandb", choices=WANDB_MODES, default="off", help="tell Weights & Biases what happens (default: off)")
     add("--plan", action="store_true", help="print the plan and stop")
     add("--hardware", metavar="|".join(HARDWARE_NAMES), help="with --plan: plan for this, not for the machine at hand")
     add("--calibrate", action="store_true", help=f"with --plan: train for {CALIBRATION_S:.0f} s to know the speed")
@@ -112,6 +115,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     console = make_console()
     request = _request(args)
+    check_wandb(args.wandb)
     run = named_run(args.mode if args.name is None else args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
     if args.calibrate and (hardware or not args.plan or args.num_workers > 1):
@@ -132,7 +136,8 @@ def main(argv: list[str]) -> int:
         if args.plan:
             return 0
         write_json(run.record_path, {"config": to_dict(config), **record})
-        return train(console, run, config, record, Scale(args.num_workers, args.min_workers, args.address), begin(run))
+        return train(console, run, config, record, Scale(args.num_workers, args.min_workers, args.address), begin(run),
+                     wandb=args.wandb)  # fmt: skip
 
 
 def _request(args: argparse.Namespace) -> Request:

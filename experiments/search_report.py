@@ -4,17 +4,18 @@ import numpy as np
 
 from experiments.budget_search import BudgetSearch
 from nanochat.clock import read_clock
-from nanochat.report import Table, duration
+from nanochat.report import duration
+from nanochat.report_parts import Table, Text
 from nanochat.search.law import NAMES
 from nanochat.search.policy import Observation
 
 INTERVAL = 1.645  # standard deviations to either side that hold nine of ten
 
 
-def sections(search: BudgetSearch) -> list[Table | str]:
+def sections(search: BudgetSearch) -> list[Table | Text]:
     """For summary and report. What this search saw is kept for the next one."""
-    told: list[Table | str] = [trial_table(search)] if search.policy.observations else []
-    told.append(verdict(search, search.final()))
+    told: list[Table | Text] = [trial_table(search)] if search.policy.observations else []
+    told.append(Text(tuple(verdict(search, search.final()).split("\n\n")), "The choice"))
     if search.stage != "base":  # the law is about base models
         return [*told, time_table(search)]
     search.remember()

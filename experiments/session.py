@@ -3,11 +3,12 @@
 import argparse
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -20,16 +21,18 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 
 from experiments.deadline import TimeIsUp, Watch, settle
 from experiments.ray_train import Outcome, Scale, fit
 from experiments.terminal import Display, show_table
+from experiments.wandb_log import WAIT_S, WandbLog
 from nanochat.clock import RunClock, start_clock
 from nanochat.config import STAGES, TINYWORLD, RunConfig, from_dict
 from nanochat.data.documents import find_documents, read_documents
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
-from nanochat.events import Follower
+from nanochat.events import Follower, StageFinished
 from nanochat.inference.load import find_run, newest_checkpoint
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.estimate import Plan, estimate
@@ -38,7 +41,6 @@ from nanochat.planning.history import History, finished_stages
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import (
-    Table,
     conversation,
     cost_reasons,
     duration,
@@ -48,6 +50,7 @@ from nanochat.report import (
     stage_table,
     write_report,
 )
+from nanochat.report_parts import Table, Text
 from nanochat.run import Run, Status
 from nanochat.training.calibrate import calibrate
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
@@ -102,6 +105,7 @@ def new_record(
         "hardware": asdict(hardware),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
+        "command": shlex.join(sys.argv),
     }
 
 
@@ -224,12 +228,14 @@ def train(
     record: dict[str, Any],
     scale: Scale,
     clock: RunClock,
-    sections: Callable[[], list[Table | str]] = list,
+    sections: Callable[[], Sequence[Table | Text]] = list,
+    wandb: str = "off",
 ) -> int:
     """Train the run to its end, its interruption or its cap. Returns the exit code.
 
     Args:
         sections: what else belongs into summary and report, asked for when the run has ended.
+        wandb: one of `wandb_log.MODES`.
     """
     hardware = run.hardware(record)
     follower = Follower(run.directory, STAGES)
@@ -237,6 +243,7 @@ def train(
     run.clear_stop()
     run.write_status(Status("running"))
     watch = Watch(run, config.cap_s, clock)
+    log = WandbLog(run, wandb, partial(_warn, console)) if wandb != "off" else None
     with Display(console) as display:
         stop = _Stop(run, display)
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -244,7 +251,11 @@ def train(
         def show_and_watch() -> None:
             for event in follower.poll():
                 display(event)
+                if isinstance(event, StageFinished):
+                    _report(console, run)
             watch.look()
+            if log:
+                log.look()
 
         try:
             if _finished(run, config):
@@ -265,7 +276,15 @@ def train(
         outcome = Outcome("done")
     if outcome.state == "done":
         settle(run, config)
-    return _ended(console, run, config, outcome, sections)
+    try:
+        return _ended(console, run, config, outcome, sections)
+    finally:
+        if log:
+            log.close(WAIT_S if config.cap_s is None else min(WAIT_S, config.cap_s - clock()))
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"[yellow]warning: {escape(text)}[/yellow]", soft_wrap=True)
 
 
 def _finished(run: Run, config: RunConfig) -> bool:
@@ -283,7 +302,7 @@ def _ended(
     run: Run,
     config: RunConfig,
     outcome: Outcome,
-    sections: Callable[[], list[Table | str]],
+    sections: Callable[[], Sequence[Table | Text]],
 ) -> int:
     state = {"done": "done", "interrupted": "interrupted"}.get(outcome.state, "failed")
     last = run.status()
@@ -299,14 +318,21 @@ def _ended(
         return 130
     _remember(run, config)
     more = sections()
-    write_report(run, more)
+    _report(console, run, more)
     for section in more:
         if isinstance(section, Table):
             show_table(console, section)
         else:
-            console.print(section, soft_wrap=True)
+            console.print("\n\n".join(section.paragraphs), soft_wrap=True, markup=False)
     _show_summary(console, run, config)
     return 0
+
+
+def _report(console: Console, run: Run, more: Sequence[Table | Text] = ()) -> None:
+    try:
+        write_report(run, more)
+    except OSError as error:  # a full disk: the model is what matters
+        _warn(console, f"no report: {error}")
 
 
 def _remember(run: Run, config: RunConfig) -> None:

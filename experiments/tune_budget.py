@@ -40,6 +40,8 @@ from experiments.session import (
 )
 from experiments.terminal import make_console, show_table
 from experiments.trial_table import TrialTable
+from experiments.wandb_log import MODES as WANDB_MODES
+from experiments.wandb_log import check_wandb
 from nanochat.clock import RunClock
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.errors import UserError
@@ -73,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--policy", choices=POLICIES, help="ours is budget; the others are Ray Tune's, to compare, or for later stages")
     add("--fresh-prior", action="store_true", help="forget what earlier searches on this machine and data have seen")
     add("--seed", type=int, default=0)
+    add("--wandb", choices=WANDB_MODES, default="off", help="tell Weights & Biases what happens (default: off)")
     add("--plan", action="store_true", help="say what would be tried, and stop")
     add("--hardware", metavar="|".join(HARDWARE_NAMES), help="with --plan: plan for this, not for the machine at hand")
     add("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
@@ -83,6 +86,7 @@ def main(argv: list[str]) -> int:
     """Search, train, report. Returns the exit code."""
     args, console = parser().parse_args(argv), make_console()
     asked = _asked(args)
+    check_wandb(args.wandb)
     run = named_run(args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
     if hardware or (args.plan and not run.directory.exists()):
@@ -102,7 +106,8 @@ def main(argv: list[str]) -> int:
         config, record = run.config(), {key: part for key, part in run.record().items() if key != "config"}
         check(config, args.num_workers)
         show_plan(console, run, config, record)
-        return train(console, run, config, record, Scale(args.num_workers), clock, partial(sections, search))
+        return train(console, run, config, record, Scale(args.num_workers), clock, partial(sections, search),
+                     wandb=args.wandb)  # fmt: skip
 
 
 def _hardware(run: Run, asked: Asked) -> Hardware:

@@ -1,27 +1,16 @@
 """What a run was told to expect and what it measured, side by side: the summary and `report.md`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from nanochat.clock import read_clock
 from nanochat.config import STAGES, RunConfig
+from nanochat.curves import read_curves
 from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
+from nanochat.figures import accuracy_figure, stage_figure, time_figure
+from nanochat.model import train_flops_per_token
 from nanochat.planning.estimate import Plan, StageEstimate
+from nanochat.report_parts import Figure, Lines, Part, Row, Table, Talk, Text, page
 from nanochat.run import Run
-
-Row = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A heading, column names and rows of text."""
-
-    title: str
-    columns: Row
-    rows: tuple[Row, ...]
-
-    def markdown(self) -> str:
-        lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
-        return f"## {self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def duration(seconds: float) -> str:
@@ -160,25 +149,53 @@ def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:
     ]
 
 
-def write_report(run: Run, more: Sequence[Table | str] = ()) -> None:
-    """`report.md`: how the run was configured, what it cost, how good it is, and whatever more there is to say."""
-    record, config, plan = run.record(), run.config(), run.plan()
-    parts = [
-        f"# Run {run.name}\n",
+def time_parts(run: Run) -> dict[str, float]:
+    """Seconds of the run's clock so far by what they went to."""
+    clock, parts = read_clock(run.clock_path), {}
+    for stage, result in run.results().items():
+        if stage != "tokenizer":
+            parts[f"{stage}: compiling"] = result["first_step_s"]
+            parts[f"{stage}: training"] = result["train_s"] - result["first_step_s"]
+            parts[f"{stage}: evaluating, saving"] = result["other_s"]
+    rest = (clock.spent_s + max(clock.beat - clock.started, 0.0) if clock else 0.0) - sum(parts.values())
+    return {"starting, preparing, ending": rest, **parts} if rest > 0 else parts
+
+
+def report_parts(run: Run, more: Sequence[Part] = ()) -> list[Part]:
+    """How the run was configured, what it cost, how good it is, and whatever more there is to say."""
+    record, config, plan, results = run.record(), run.config(), run.plan(), run.results()
+    about = (
         f"Mode {config.mode}, data {config.data}, seed {config.seed}, depth {config.model.depth}, "
-        f"on {run.hardware().describe()}.\n",
-        stage_table(run, plan).markdown(),
-    ]
-    parts += [part.markdown() if isinstance(part, Table) else f"{part}\n" for part in more]
-    if scores := score_table(run):
-        parts.append(scores.markdown())
-    if said := conversation(run, config.trained_stages):
-        parts.append("## Conversation\n\n" + "\n".join(f"> **{prompt}**\n>\n> {text}\n" for prompt, text in said))
-    if told := mishaps(run):
-        parts.append("## Mishaps\n\n" + "\n".join(f"- {line}" for line in told) + "\n")
-    parts.append(plan_table(config, plan).markdown())
-    parts.append("## Choices\n\n" + "\n".join(f"- {reason}" for reason in record["reasons"]) + "\n")
-    parts.append(
-        "## Environment\n\n" + "\n".join(f"- {name} {version}" for name, version in record["versions"].items()) + "\n"
+        f"on {run.hardware().describe()}."
     )
-    run.report_path.write_text("\n".join(parts), encoding="utf-8")
+    parts: list[Part] = [Text((about,)), stage_table(run, plan), *more]
+    if said := conversation(run, config.trained_stages):
+        parts.append(Talk("Conversation", tuple(said)))
+    if scores := score_table(run):
+        asked = next(result["scores"] for result in reversed(results.values()) if result.get("scores"))
+        parts += [scores, Figure("Accuracy beside chance, with two standard errors", accuracy_figure(asked))]
+    if spent := time_parts(run):
+        parts.append(Figure("Where the time went", time_figure(spent)))
+    for stage in config.trained_stages:
+        curves = read_curves(run, stage)
+        if len(curves.tokens) > 1:
+            result = results.get(stage, {"peak_share": 0.0})
+            peak = result["model_flops_per_second"] / result["peak_share"] if result["peak_share"] else 0.0
+            flops = train_flops_per_token(config.model, config.model.max_seq_len)
+            parts.append(Figure(f"Course of {stage}", stage_figure(curves, peak, flops)))
+    if told := mishaps(run):
+        parts.append(Lines("Mishaps", tuple(told)))
+    parts += [plan_table(config, plan), Lines("Choices", tuple(record["reasons"]))]
+    if again := record.get("command"):
+        commit = record.get("git_commit", "unknown")
+        parts.append(Text((f"python {again}", f"at commit {commit}, with the versions below."), "The same again"))
+    parts.append(Lines("Environment", tuple(f"{name} {version}" for name, version in record["versions"].items())))
+    return parts
+
+
+def write_report(run: Run, more: Sequence[Part] = ()) -> None:
+    """`report.md`, and `report.html` with figures; both whole in themselves."""
+    parts, title = report_parts(run, more), f"Run {run.name}"
+    run.report_path.with_suffix(".html").write_text(page(title, parts), encoding="utf-8")
+    texts = [text for part in parts if (text := part.markdown())]
+    run.report_path.write_text("\n".join([f"# {title}\n", *texts]), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Which way of making rows out of documents, and of attending in them, trains best: the same steps, model and rows."""
+"""Which way of making rows out of documents, and of attending in them, trains best: in the same steps, or seconds."""
 
 import argparse
 import tempfile
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,10 +22,13 @@ from nanochat.training.loop import Surroundings, train_stage
 from nanochat.training.pipeline import build_trainee
 from nanochat.workers import Workers
 
+MANY = 10**6  # steps: the clock ends them
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default=TINYWORLD, help="tinyworld, or a path to text")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seconds", type=float, help="of training, in place of a number of steps")
     parser.add_argument("--max-seq-len", type=int, default=256)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seeds", type=int, default=2)
@@ -42,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.train(sources.tokenizer_texts(20_000_000), config.tokenizer.vocab_size)
     sizes = torch.from_numpy(tokenizer.token_bytes()).long()
     split = ("all", "all") if sources.base_val else ("train", "val")
-    print(f"{args.data}: {args.steps} steps of {args.batch_tokens} tokens, rows of {args.max_seq_len}")
+    length = f"{args.seconds:g} s in steps" if args.seconds else f"{args.steps} steps"
+    print(f"{args.data}: {length} of {args.batch_tokens} tokens, rows of {args.max_seq_len}")
     with tempfile.TemporaryDirectory() as scratch:
 
         def build(files: tuple[Path, ...], part: str, packing: str):
@@ -52,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
 
         val = {packing: build(sources.base_val or sources.base_train, split[1], packing) for packing in PACKINGS}
-        stage = replace(config.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps)
+        steps = MANY if args.seconds else args.steps
+        stage = replace(config.base, num_iterations=steps, eval_every=steps, checkpoint_every=steps,
+                        deadline_s=args.seconds)  # fmt: skip
         for packing in PACKINGS:
             train = build(sources.base_train, split[0], packing)
             for seed, within in product(range(args.seeds), (False, True)):
@@ -65,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
                         model, val[rows], sizes, max_tokens=40_960, rows_per_batch=8, workers=Workers()
                     )
 
+                begun = time.perf_counter()
                 around = Surroundings(
                     workers=Workers(),
                     store=CheckpointStore(Path(scratch) / packing / str(seed)),
@@ -75,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
                     restore=lambda: None,
                     identity={},
                     peak_flops=1.0,
+                    run_clock=lambda begun=begun: time.perf_counter() - begun,
                 )
                 result = train_stage(
                     "base", stage, trainee, Batches(train, args.batch_tokens // args.max_seq_len, seed), around, None
@@ -83,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
                 print(
                     f"{packing:8s} {attending} documents, seed {seed}  lost {train.lost_fraction:.2%}  "
                     f"padded {train.padded_fraction:.2%}  "
-                    f"{result.tokens_per_second:,.0f} tok/s  "
+                    f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} tok/s  "
                     f"val_bpb {bpb('stream'):.4f} on stream rows, {bpb('best_fit'):.4f} on best-fit rows",
                     flush=True,
                 )

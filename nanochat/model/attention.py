@@ -206,6 +206,17 @@ def attend_cached(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, 
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+def blocked_weights(time: int, window: int | None) -> int:
+    """How many attention weights the blocked backend keeps for the backward pass, of each head of a row of `time`."""
+    blocks = ((start, min(start + QUERY_BLOCK, time)) for start in range(0, time, QUERY_BLOCK))
+    return sum((end - start) * (end - _oldest(start, window)) for start, end in blocks)
+
+
+def _oldest(start: int, window: int | None) -> int:
+    """The first key that the block of queries from `start` on can see."""
+    return 0 if window is None else max(start - window + 1, 0)
+
+
 class _BlockedAttention(torch.autograd.Function):
     """Softmax attention as plain products, a block of queries at a time, over the keys that block can see.
 
@@ -225,7 +236,7 @@ class _BlockedAttention(torch.autograd.Function):
         blocks = []
         for start in range(0, q.size(1), QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, q.size(1))
-            first = 0 if window is None else max(start - window + 1, 0)  # the oldest key the block can see
+            first = _oldest(start, window)
             weights = (q[:, start:end] @ k[:, first:end].mT).exp_().tril_(start - first)
             if window is not None:
                 weights.triu_(start - first - window + 1)

@@ -7,8 +7,10 @@ import numpy as np
 
 from nanochat.config import TINYWORLD, RunConfig, StageConfig
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
+from nanochat.model.attention import blocked_weights
+from nanochat.model.loss import CHUNK_TOKENS
 from nanochat.planning.correction import Correction
-from nanochat.planning.hardware import GIB, Hardware
+from nanochat.planning.hardware import Hardware
 
 # Shares of the measured matmul peak that a whole training step reaches; priors until a run has measured better.
 UTILISATION = {("cuda", True): 0.45, ("cuda", False): 0.25, ("cpu", True): 0.50, ("cpu", False): 0.33}
@@ -26,10 +28,15 @@ PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
 # Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
 SPREAD = {
     "speed": {"common_sd": 0.25, "local_sd": 0.15, "reach": 0.7, "noise": 0.06},
-    "memory": {"common_sd": 0.2, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
+    "memory": {"common_sd": 0.1, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
 }
 MOST_HEEDED = 60  # trainings
-RUNTIME_GIB = {"cpu": 0.75, "cuda": 0.5}
+RUNTIME_BYTES = {"cpu": 560_000_000, "cuda": 540_000_000}  # of a worker, before it has a model
+COMPILER_BYTES = {"cpu": 100_000_000, "cuda": 0}
+# fp32 or bfloat16 numbers that training holds at its peak, for each token and channel: of each layer (compiled or not),
+# and of one layer alone, in passing. On CPU fitted to 22 trainings, all within 4 %: LOG.md, 2026-11-23.
+LAYER_VALUES = {("cpu", False): 38, ("cpu", True): 29, ("cuda", False): 15, ("cuda", True): 15}
+PASSING_VALUES = {"cpu": 31, "cuda": 0}
 
 
 @dataclass(frozen=True)
@@ -136,22 +143,27 @@ def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str)
     """The same before anything was measured.
 
     Per token the backward pass keeps of each layer its norm input, q, k, v, attention output, MLP hidden before and
-    after the square: about 15 values a channel; and the logits raw, in fp32, and their gradient.
+    after the square, about 15 values a channel; a CPU, whose kernels fuse less, more. Logits: a chunk of them raw, in
+    fp32, squashed, and their gradient (a GPU's chunk may be all), and the gradient of the head.
     """
     model = config.model
     count, element = count_parameters(model), 2 if config.compute_dtype == "bfloat16" else 4
     adamw = count.total - count.matrices
     tokens = device_batch_size * model.max_seq_len
-    kept = model.depth * 15 * model.width * element
-    if device_type == "cpu":  # attention keeps its weights of (time x time) a head
-        kept += model.depth * model.num_heads * model.max_seq_len * 2 * element
+    kept = model.depth * LAYER_VALUES[device_type, config.compile] * model.width
+    kept += PASSING_VALUES[device_type] * model.width
+    logits = tokens * model.vocab_size * (8 + element)
+    if device_type == "cpu":
+        weights = sum(blocked_weights(model.max_seq_len, model.window(layer)) for layer in range(model.depth))
+        kept += model.num_heads * weights // model.max_seq_len
+        logits = min(tokens, CHUNK_TOKENS["cpu"]) * model.vocab_size * 4 * element + 8 * model.vocab_size * model.width
     return Memory(
         weights=4 * count.total,
         gradients=4 * (count.total + count.matrices),
         optimizer=4 * (2 * adamw + count.matrices),
-        activations=tokens * kept,
-        logits=tokens * model.vocab_size * (8 + element),
-        runtime=round(RUNTIME_GIB[device_type] * GIB),
+        activations=tokens * kept * element,
+        logits=logits,
+        runtime=RUNTIME_BYTES[device_type] + COMPILER_BYTES[device_type] * config.compile,
     )
 
 

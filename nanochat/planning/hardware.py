@@ -1,5 +1,7 @@
 """What this machine can do: its device, its memory, and how fast it multiplies, measured."""
 
+import ctypes
+import gc
 import os
 import platform
 import time
@@ -172,9 +174,13 @@ def peak_memory_bytes(device_type: str) -> int:
 
 
 def forget_peak_memory(device_type: str) -> None:
-    """Let `peak_memory_bytes` count from now on, where the system allows that: on a GPU and on Linux."""
+    """Let `peak_memory_bytes` count from now on, where the system allows that: on a GPU and on Linux. What was freed
+    before goes back to the system."""
     if device_type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps it otherwise
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # proc(5), since Linux 4.0

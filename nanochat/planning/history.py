@@ -14,6 +14,7 @@ from nanochat.planning.estimate import Plan, modelled_memory, modelled_step_seco
 from nanochat.planning.hardware import Hardware, Training
 
 MOST_KEPT = 300
+MODELS = 2  # of time and memory, beside which trainings are kept: raise it when they change
 LEAST_STEPS, LEAST_S = 50, 10.0  # of a training that tells anything
 CALIBRATION = "calibration"  # how the name begins that a calibration has in place of a run's directory
 
@@ -83,7 +84,8 @@ class History:
 
     @property
     def _path(self) -> Path:
-        return self.directory / "plans" / f"{hashlib.sha256(self.hardware.encode()).hexdigest()[:16]}.json"
+        key = f"{self.hardware}, models {MODELS}"
+        return self.directory / "plans" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def finished_stages(

@@ -6,13 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import psutil
 import torch
 
 from nanochat.config import RunConfig
 from nanochat.data.batches import Batches
 from nanochat.errors import UserError
 from nanochat.events import Event, StepDone
-from nanochat.planning.estimate import step_seconds, train_memory
+from nanochat.planning.estimate import RUNTIME_BYTES, step_seconds, train_memory
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.history import CALIBRATION, Finished, measured
 from nanochat.training.checkpoint import CheckpointStore
@@ -47,6 +48,7 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
         UserError: memory or the time do not hold it.
     """
     make_deterministic()
+    begun_with = psutil.Process().memory_info().rss
     name = config.trained_stages[0]
     stage = replace(
         config.stage(name), num_iterations=MANY, eval_every=MANY, checkpoint_every=MANY, deadline_s=seconds, tail_s=0.0
@@ -80,6 +82,9 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
     steps_s = result.train_s - result.first_step_s
     if steps_s <= 0:
         raise UserError(f"not two steps are done within {seconds:.0f} s", "calibrate a smaller model or batch")
+    peak = result.peak_memory_bytes
+    if hardware.device_type == "cpu":  # a process of Ray's is larger than this one
+        peak += RUNTIME_BYTES["cpu"] - begun_with
     rate = result.tokens_per_second or (result.tokens - stage.total_batch_size) / steps_s
     per_step_s = step_seconds(config, stage, hardware)
     return Finished(
@@ -90,7 +95,7 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
         planned_s=(result.iterations - 1) * per_step_s,
         took_s=steps_s,
         planned_bytes=train_memory(config, stage.device_batch_size, hardware).total,
-        took_bytes=result.peak_memory_bytes,
-        training=measured(config, name, hardware, rate, result.peak_memory_bytes),
+        took_bytes=peak,
+        training=measured(config, name, hardware, rate, peak),
         first=True,
     )

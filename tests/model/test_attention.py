@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.model.attention import BACKENDS, Documents, attend, attend_cached, unavailable
+from nanochat.model.attention import BACKENDS, Documents, attend, attend_cached, blocked_weights, unavailable
 
 BATCH, HEADS, TIME, HEAD_DIM = 2, 3, 24, 16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -104,3 +104,14 @@ def test_cached_attention_sees_what_the_whole_row_would(window: int | None) -> N
     new = query.transpose(1, 2)[rows, positions].transpose(1, 2)
     found = attend_cached(new, garbage_after, value, positions, window)
     torch.testing.assert_close(found, whole.transpose(1, 2)[rows, positions].transpose(1, 2))
+
+
+@pytest.mark.parametrize("window", [None, 1, 100, 300])
+@pytest.mark.parametrize("time", [100, 128, 300])
+def test_blocked_keeps_as_many_weights_as_plans_count(time: int, window: int | None) -> None:
+    query, key, value = (unit_rms((1, 1, time, 8), seed).requires_grad_() for seed in range(3))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        attend(query, key, value, window, "blocked")
+    beside = 4 * time * 8 + time  # q, k, v, out, share
+    assert sum(x.numel() for x in kept) - beside == blocked_weights(time, window if window and window < time else None)

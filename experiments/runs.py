@@ -2,6 +2,9 @@
 
   python experiments/runs.py list
   python experiments/runs.py show demo
+  python experiments/runs.py watch demo     # live, from another terminal
+  python experiments/runs.py compare demo half
+  python experiments/runs.py report demo    # writes report.md and report.html anew
   python experiments/runs.py plans          # what was planned on this machine beside what it took
   python experiments/runs.py delete old older
 """
@@ -19,8 +22,10 @@ from statistics import median
 from typing import Any
 
 from experiments import cli
+from experiments.compare import compare
 from experiments.session import named_run
 from experiments.terminal import make_console, show_table
+from experiments.watch import watch
 from nanochat.clock import read_clock
 from nanochat.config import TRAINED_STAGES
 from nanochat.data.sources import cache_directory
@@ -29,7 +34,6 @@ from nanochat.inference.load import find_run
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.history import Finished, History
 from nanochat.report import (
-    Table,
     conversation,
     cost_reasons,
     duration,
@@ -38,7 +42,9 @@ from nanochat.report import (
     plan_table,
     score_table,
     stage_table,
+    write_report,
 )
+from nanochat.report_parts import Table
 from nanochat.run import SILENCE_S, Run
 
 CLOSE = 0.1  # the share by which a plan may be off
@@ -54,15 +60,24 @@ def main(argv: list[str]) -> int:
     listing = commands.add_parser("list", help="every run, a line each, the latest last")
     show = commands.add_parser("show", help="all about one run, whether it has ended or not")
     show.add_argument("run", help="its name, or the path of its directory")
+    watching = commands.add_parser("watch", help="one run as it goes on, until it ends")
+    watching.add_argument("run", help="its name, or the path of its directory")
+    comparing = commands.add_parser("compare", help="what runs were set to, how they came along, where they ended")
+    comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more; each is held against the first")
+    comparing.add_argument("--stage", choices=TRAINED_STAGES, help="default: the first that all of them have trained")
+    reporting = commands.add_parser("report", help="write a run's report.md and report.html")
+    reporting.add_argument("run", help="its name, or the path of its directory")
     delete = commands.add_parser("delete", help="runs and all that is in them; asks first")
     delete.add_argument("runs", nargs="+", metavar="RUN")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    for command in (listing, show, delete):
+    for command in (listing, show, watching, comparing, reporting, delete):
         command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
     plans = commands.add_parser("plans", help="how good the plans of this machine have been, stage by stage")
     plans.add_argument("--last", type=int, default=30, help="stages to show (default: 30)")
     options = parser.parse_args(argv)
-    {"list": _list, "show": _show, "delete": _delete, "plans": _plans}[options.command](options)
+    does = {"list": _list, "show": _show, "watch": _watch, "compare": _compare, "report": _report, "delete": _delete,
+            "plans": _plans}  # fmt: skip
+    does[options.command](options)
     return 0
 
 
@@ -195,9 +210,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    console, run = make_console(), Run(find_run(options.run, options.runs_dir).absolute())
-    if not _is_run(run.directory):
-        raise UserError(f"{run.directory} is not a run", "python experiments/runs.py list")
+    console, run = make_console(), _named(options.run, options.runs_dir)
     status = run.status()
     reason = f": {status.reason}" if status and status.reason else ""
     console.print(f"{run.name} in {run.directory}: {state_of(run)}{reason}", soft_wrap=True, markup=False)
@@ -218,6 +231,52 @@ def _show(options: argparse.Namespace) -> None:
         console.print(f"  > {prompt}\n  {text}", soft_wrap=True, markup=False)
     for told in mishaps(run):
         console.print(told, soft_wrap=True, markup=False)
+
+
+def _named(name: str, runs_dir: Path) -> Run:
+    """Raises UserError where there is no such run."""
+    run = Run(find_run(name, runs_dir).absolute())
+    if not _is_run(run.directory):
+        raise UserError(f"{run.directory} is not a run", "python experiments/runs.py list")
+    return run
+
+
+def _trained(name: str, runs_dir: Path) -> Run:
+    """The same for a run whose model is known already."""
+    run = _named(name, runs_dir)
+    if not run.exists():
+        raise UserError(f"{run.name} has no model yet", f"python experiments/runs.py show {run.name}")
+    return run
+
+
+# --- watch, compare, report ------------------------------------------------------------------------------------------
+
+
+def _watch(options: argparse.Namespace) -> None:
+    console, run = make_console(), _named(options.run, options.runs_dir)
+    watch(console, run, lambda: state_of(run) == "running")
+    console.print(f"{run.name}: {state_of(run)}", markup=False)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    runs = [_trained(name, options.runs_dir) for name in dict.fromkeys(options.runs)]
+    if len(runs) < 2:
+        raise UserError("there is nothing to compare it with", "name two runs or more")
+    console = make_console()
+    for part in compare(runs, options.stage):
+        if isinstance(part, Table):
+            show_table(console, part)
+        else:
+            console.print("\n".join(part.paragraphs), soft_wrap=True, markup=False)
+
+
+def _report(options: argparse.Namespace) -> None:
+    run = _trained(options.run, options.runs_dir)
+    search = run.directory / "search" / "asked.json"
+    if search.exists():
+        raise UserError(f"{run.name} is a search, which alone knows its trials", "its own command writes its report")
+    write_report(run)
+    print(f"{run.report_path}\n{run.report_path.with_suffix('.html')}")
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------

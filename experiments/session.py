@@ -253,6 +253,7 @@ def train(
                 display(event)
                 if isinstance(event, StageFinished):
                     _report(console, run)
+            display.look()
             watch.look()
             if log:
                 log.look()

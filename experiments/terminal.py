@@ -24,6 +24,7 @@ from nanochat.events import (
 from nanochat.report import Table, duration
 
 PLAIN_EVERY_S = 5.0
+SILENT_S = 9.0  # plain lines come at least so often
 
 
 def make_console() -> Console:
@@ -44,6 +45,9 @@ def show_table(console: Console, table: Table) -> None:
     console.print()
 
 
+_DOING = {Note: "working on that", StageStarted: "the first step", StageFinished: "ended, going on"}
+
+
 class Display:
     """Consumes a run's events. Use as a context manager: it always leaves the terminal as it was."""
 
@@ -56,6 +60,8 @@ class Display:
         self.recent_s: list[float] = []
         self.progress: list[float] = []
         self.last_line = -float("inf")
+        self.said = self.since = clock()
+        self.doing = ""
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -75,6 +81,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        self._does(f"{event.stage}: {_DOING.get(type(event), 'training')}")
         match event:
             case Note(text=text, warning=warning):
                 self.say(f"[yellow]warning: {escape(text)}[/yellow]" if warning else f"[dim]{escape(text)}[/dim]")
@@ -103,7 +110,17 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
+        self.said = self.clock()
         (self.bar.console if self.bar else self.console).print(text, soft_wrap=True)
+
+    def look(self) -> None:
+        """Where nothing has been said for long, and no bar moves, say what is being done."""
+        now = self.clock()
+        if self.bar is None and now - self.said >= SILENT_S:
+            self.say(f"[dim]{self.doing or 'working'}, for {duration(now - self.since)}[/dim]")
+
+    def _does(self, what: str) -> None:
+        self.doing, self.since = what, self.clock()
 
     def _start(self, event: StageStarted) -> None:
         self.total, self.recent_s, self.progress, self.val_bpb = event.num_iterations, [], [], float("nan")

@@ -1,0 +1,28 @@
+"""What is shown of a run on something that is no terminal."""
+
+import io
+
+from rich.console import Console
+
+from experiments.terminal import SILENT_S, Display
+from nanochat.events import StageStarted, StepDone
+
+
+def test_silence_is_never_long():
+    at, out = [0.0], io.StringIO()
+    with Display(Console(file=out, width=120), clock=lambda: at[0]) as display:
+        display(StageStarted("base", 0, 100, 256))
+        said = [out.tell()]
+        for second in range(1, 61):
+            at[0] = second
+            display.look()
+            if out.tell() > said[-1]:
+                said.append(out.tell())
+        assert len(said) - 1 == int(60 / SILENT_S)
+        assert "base: the first step, for 54.0 s" in out.getvalue()
+        display(StepDone("base", 1, 3.0, 1.0, 1.0, 60.0, 4.0))
+        for second in range(61, 71):
+            at[0] = second
+            display.look()
+        assert "base: training, for 9.0 s" in out.getvalue()
+        assert out.getvalue().count("\n") == len(out.getvalue().splitlines())

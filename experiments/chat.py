@@ -1,11 +1,13 @@
-"""Talk to a run in the terminal: python experiments/chat.py RUN [--prompt "..."]."""
+"""Talk to a run: in the terminal, python experiments/chat.py RUN [--prompt "..."], or in the browser, with --serve."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +29,8 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
+    if options.serve:
+        return serve_models(options)
     run_dir = find_run(options.run, options.runs_dir)
     warn = partial(print, "warning:", file=sys.stderr)
     checkpoint = newest_checkpoint(run_dir, options.stage, warn=warn)
@@ -49,7 +53,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description="Talk to a trained run. A base model, which knows no "
         "conversations yet, continues your text instead.",
     )
-    parser.add_argument("run", help="a run's name, or the path of its directory")
+    parser.add_argument(
+        "run", nargs="?", default="", help="a run's name, or its directory; with --serve by default the newest finished"
+    )
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
     parser.add_argument("--prompt", help="ask this one thing, print the answer and leave")
     parser.add_argument(
@@ -59,6 +65,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
+    parser.add_argument("--serve", action="store_true", help="a page to chat on, and an API as OpenAI's, for all runs")
+    parser.add_argument("--host", default="127.0.0.1", help="of --serve; others than this machine's own need --api-key")
+    parser.add_argument("--port", type=int, default=8000, help="of --serve (default: 8000; 0: any that is free)")
+    parser.add_argument("--api-key", default=os.environ.get("NANOCHAT_API_KEY", ""),
+                        help="that clients of --serve must bring (default: $NANOCHAT_API_KEY)")  # fmt: skip
     options = parser.parse_args(argv)
     problems = [
         problem
@@ -66,12 +77,45 @@ def parse(argv: list[str]) -> argparse.Namespace:
             ("--temperature must be 0 or more", not options.temperature >= 0),
             ("--top-k must be at least 1", options.top_k is not None and options.top_k < 1),
             ("--max-tokens must be at least 1", options.max_tokens < 1),
+            ("--port must be 0 to 65535", not 0 <= options.port <= 65_535),
+            ("name a run, or add --serve", not options.run and not options.serve),
         )
         if found
     ]
     if problems:
         raise UserError("; ".join(problems))
     return options
+
+
+def serve_models(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise UserError("--serve needs FastAPI and uvicorn", 'pip install -e ".[serve]"')
+    from experiments.models import Models
+    from experiments.serve import is_loopback, serve
+
+    if not options.api_key and not is_loopback(options.host):
+        raise UserError(
+            f"at --host {options.host} everybody who reaches this machine could ask",
+            "add --api-key, or leave --host out",
+        )
+    run_dir = (find_run(options.run, options.runs_dir) if options.run else _newest(options.runs_dir)).absolute()
+    stage = newest_checkpoint(run_dir, options.stage, warn=partial(print, "warning:", file=sys.stderr)).state["stage"]
+    device, dtype, _ = choose_device()
+    models = Models(run_dir.parent, f"{run_dir.name}/{stage}", device, dtype)
+    models.open("")
+    serve(models, options.host, options.port, options.api_key, partial(print, flush=True))
+    return 0
+
+
+def _newest(runs_dir: Path) -> Path:
+    """The run that finished last."""
+    from experiments.runs import lines
+
+    done = [line.name for line in lines(runs_dir) if line.state == "done"]
+    if not done:
+        raise UserError(f"no run in {runs_dir} has finished", "python experiments/run_stage.py --mode demo")
+    return runs_dir / done[-1]
 
 
 def choose_device() -> tuple[str, torch.dtype, str]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,7 +35,7 @@ from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower, StageFinished
 from nanochat.inference.load import find_run, newest_checkpoint
-from nanochat.model import ModelConfig, count_parameters
+from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.planning.estimate import Plan, estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
 from nanochat.planning.history import History, finished_stages
@@ -244,7 +245,7 @@ def train(
     run.write_status(Status("running"))
     watch = Watch(run, config.cap_s, clock)
     log = WandbLog(run, wandb, partial(_warn, console)) if wandb != "off" else None
-    with Display(console) as display:
+    with Display(console, **shown_beside(config, hardware, clock, scale.num_workers)) as display:
         stop = _Stop(run, display)
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -286,6 +287,16 @@ def train(
 
 def _warn(console: Console, text: str) -> None:
     console.print(f"[yellow]warning: {escape(text)}[/yellow]", soft_wrap=True)
+
+
+def shown_beside(config: RunConfig, hardware: Hardware, clock: RunClock | None, num_workers: int) -> dict[str, Any]:
+    """What `Display` wants to know of a run besides its events."""
+    devices = num_workers if hardware.device_type == "cuda" else 1
+    flops = train_flops_per_token(config.model, config.model.max_seq_len)
+    ends = ""
+    if config.cap_s is not None and clock is not None:
+        ends = time.strftime("%H:%M:%S", time.localtime(time.time() + config.cap_s - clock()))
+    return {"peak_tokens": devices * hardware.peak_flops[config.compute_dtype] / flops, "ends": ends}
 
 
 def _finished(run: Run, config: RunConfig) -> bool:

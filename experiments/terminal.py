@@ -4,6 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from textwrap import shorten
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +15,7 @@ from nanochat.events import (
     Event,
     Note,
     RolledBack,
+    Sampled,
     Saved,
     StageFinished,
     StageStarted,
@@ -21,9 +23,11 @@ from nanochat.events import (
     TasksScored,
     Validated,
 )
-from nanochat.report import Table, duration
+from nanochat.report import duration, gigabytes
+from nanochat.report_parts import Table
 
 PLAIN_EVERY_S = 5.0
+SAMPLE_CHARS = 110
 SILENT_S = 9.0  # plain lines come at least so often
 
 
@@ -49,10 +53,17 @@ _DOING = {Note: "working on that", StageStarted: "the first step", StageFinished
 
 
 class Display:
-    """Consumes a run's events. Use as a context manager: it always leaves the terminal as it was."""
+    """Consumes a run's events. Use as a context manager: it always leaves the terminal as it was.
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.clock = console, clock
+    Args:
+        peak_tokens: tokens a second at the matmul peak; of it MFU is the share. 0: not known.
+        ends: when everything is over at the latest, for people; empty: whenever.
+    """
+
+    def __init__(
+        self, console: Console, clock: Callable[[], float] = time.monotonic, peak_tokens: float = 0.0, ends: str = ""
+    ) -> None:
+        self.console, self.clock, self.peak_tokens, self.ends = console, clock, peak_tokens, ends
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.val_bpb = float("nan")
@@ -70,6 +81,7 @@ class Display:
                 BarColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
+                TextColumn(f"ends by {self.ends}" if self.ends else ""),
                 console=self.console,
             )
             self.bar.start()
@@ -98,6 +110,8 @@ class Display:
                     f"[yellow]warning: {event.stage} diverged at step {event.step:,}: back to step {event.to_step:,}, "
                     f"past the data since, with {event.lr_scale:g} of the learning rate[/yellow]"
                 )
+            case Sampled(prompt=prompt, text=text):
+                self.say(f"[dim]{escape(shorten(f'{prompt} {text}', SAMPLE_CHARS))}[/dim]")
             case Saved() if self.bar is None:
                 self.say(f"{event.stage} {event.step}/{self.total}  checkpoint saved")
             case TasksScored(scores={"overall": overall}):
@@ -138,6 +152,8 @@ class Display:
         step_s = statistics.median(self.recent_s)  # the first step, which compiles, or a hiccup hardly moves it
         tokens = event.tokens_per_second * event.seconds
         figures = f"loss {event.loss:.3f}  val_bpb {self.val_bpb:.3f}  {tokens / step_s:,.0f} tok/s"
+        figures += f"  MFU {tokens / step_s / self.peak_tokens:.0%}" if self.peak_tokens else ""
+        figures += f"  {gigabytes(event.memory_bytes)}" if event.memory_bytes else ""
         if event.skipped:
             self.say(
                 f"[yellow]warning: {event.stage} step {event.step} skipped: loss or gradient not finite[/yellow]"

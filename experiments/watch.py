@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
+from experiments.session import shown_beside
 from experiments.terminal import Display
 from experiments.trial_table import TrialTable
 from nanochat.clock import read_clock
@@ -24,8 +25,10 @@ def watch(console: Console, run: Run, goes_on: Callable[[], bool]) -> None:
             while goes_on() and not run.exists():
                 table.look()
                 time.sleep(POLL_S)
-    follower = Follower(run.directory, STAGES)
-    with Display(console) as display:
+    follower, beside = Follower(run.directory, STAGES), {}
+    if run.exists():
+        beside = shown_beside(run.config(), run.hardware(), read_clock(run.clock_path), run.plan().num_workers)
+    with Display(console, **beside) as display:
         going = True
         while going:
             going = goes_on()  # before the events: none comes after its end

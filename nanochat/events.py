@@ -62,6 +62,8 @@ class StepDone(Event):
     skipped: bool = False
     progress: float = 0.0
     """Share of the stage that this step completes or, with a deadline, at whose time it began."""
+    memory_bytes: int = 0
+    """The most that rank 0's device has held in this stage."""
 
 
 @dataclass(frozen=True)

@@ -63,25 +63,25 @@ class Engine:
         check_sampling(temperature, top_k)
         context = self.model.config.max_seq_len
         _check_prompts(prompts, context)
-        stops = frozenset(self._default_stops() if stop_ids is None else stop_ids)
+        stops = frozenset(self.default_stops() if stop_ids is None else stop_ids)
         limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-        rows = [_Row(index, limit, self.tokenizer, stops) for index, limit in enumerate(limits) if limit > 0]
+        rows = [Row(index, limit, self.tokenizer, stops) for index, limit in enumerate(limits) if limit > 0]
         if not rows:
             return
         uniform = torch.rand(len(prompts), min(max_new_tokens, context), generator=torch.Generator().manual_seed(seed))
-        uniform = uniform[[row.index for row in rows]].to(self._device)  # each row has its own, however the others end
+        uniform = uniform[[row.index for row in rows]].to(self.device)  # each row has its own, however the others end
         started = [prompts[row.index] for row in rows]
         longest = max(map(len, started))
-        hidden, cache = self._prefill(started, min(longest + max_new_tokens, context))
+        hidden, cache = self.prefill(started, min(longest + max_new_tokens, context))
         for step in range(max(limits)):
-            chosen = sample(self._logits(hidden), uniform[:, step], temperature, top_k).tolist()
+            chosen = sample(self.logits(hidden), uniform[:, step], temperature, top_k).tolist()
             taken = [row.take(token) for row, token in zip(rows, chosen, strict=True)]
             if tokens := [token for token in taken if token is not None]:
                 yield tokens
             if all(row.ended for row in rows):
                 return
             rows, cache, uniform = _close_gaps(rows, cache, uniform)
-            hidden = self._feed([row.last for row in rows], cache, min(longest + step + 1, context))
+            hidden = self.feed([row.last for row in rows], cache, min(longest + step + 1, context))
 
     def complete(
         self,
@@ -108,16 +108,16 @@ class Engine:
         _check_prompts(prompts, self.model.config.max_seq_len)
         ids, lengths = self._padded(prompts)
         hidden = self.model.hidden(ids)  # causal: padding on the right changes nothing before it
-        return self._logits(hidden[torch.arange(len(prompts), device=self._device), lengths - 1])
+        return self.logits(hidden[torch.arange(len(prompts), device=self.device), lengths - 1])
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
         return self.model.embedding.device
 
-    def _default_stops(self) -> list[int]:
+    def default_stops(self) -> list[int]:
         return [self.tokenizer.special("<|assistant_end|>"), self.tokenizer.bos_id]
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)[..., : self.tokenizer.vocab_size]
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -126,19 +126,19 @@ class Engine:
         ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
-        return ids.to(self._device), lengths.to(self._device)
+        return ids.to(self.device), lengths.to(self.device)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[Tensor, KVCache]:
+    def prefill(self, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[Tensor, KVCache]:
         """The last hidden state of each prompt (prompts, width), and the cache it left."""
         ids, lengths = self._padded(prompts)
-        cache = KVCache.empty(self.model.config, len(prompts), capacity, self.model.compute_dtype, self._device)
+        cache = KVCache.empty(self.model.config, len(prompts), capacity, self.model.compute_dtype, self.device)
         hidden = self.model.hidden(ids, _first_slots(cache, ids.size(1)))
         cache.advance(lengths)  # padding was written behind each row's end and is overwritten as the row grows
-        return hidden[torch.arange(len(prompts), device=self._device), lengths - 1], cache
+        return hidden[torch.arange(len(prompts), device=self.device), lengths - 1], cache
 
-    def _feed(self, ids: Sequence[int], cache: KVCache, slots: int) -> Tensor:
+    def feed(self, ids: Sequence[int], cache: KVCache, slots: int) -> Tensor:
         """One more token a row; its hidden state (rows, width). No row of the cache may reach beyond `slots`."""
-        hidden = self.model.hidden(torch.tensor(ids, device=self._device)[:, None], _first_slots(cache, slots))
+        hidden = self.model.hidden(torch.tensor(ids, device=self.device)[:, None], _first_slots(cache, slots))
         cache.advance(1)
         return hidden[:, 0]
 
@@ -148,7 +148,7 @@ def _first_slots(cache: KVCache, slots: int) -> KVCache:
     return KVCache(cache.keys[..., :slots, :], cache.values[..., :slots, :], cache.lengths)
 
 
-def _close_gaps(rows: list["_Row"], cache: KVCache, uniform: Tensor) -> tuple[list["_Row"], KVCache, Tensor]:
+def _close_gaps(rows: list["Row"], cache: KVCache, uniform: Tensor) -> tuple[list["Row"], KVCache, Tensor]:
     """The rows that have not ended, in the same memory: the last of them move to where others ended. Copying all that
     stay would take as long as generating does, where a row ends at every step."""
     count = sum(not row.ended for row in rows)
@@ -162,7 +162,7 @@ def _close_gaps(rows: list["_Row"], cache: KVCache, uniform: Tensor) -> tuple[li
     return rows[:count], KVCache(cache.keys[:, :count], cache.values[:, :count], cache.lengths[:count]), uniform[:count]
 
 
-class _Row:
+class Row:
     """One row's end, and its calculator: what stands between python_start and python_end is worked out when the latter
     comes; output_start, the result and output_end are then forced, a token a step."""
 

@@ -311,8 +311,9 @@ class _Stage:
             self.step_s = tokens / statistics.median(self.speeds)
         progress = max(self.position.progress, step / self.config.num_iterations)
         self.around.emit(
-            StepDone(self.name, step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped, progress)
-        )
+            StepDone(self.name, step, loss, grad_norm, lr_factor, seconds, tokens / seconds, skipped, progress,
+                     peak_memory_bytes(self.around.workers.device.type))
+        )  # fmt: skip
 
     def _validate(self) -> None:
         start = self.around.clock()

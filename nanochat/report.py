@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanochat.config import STAGES, RunConfig
+from nanochat.config import PUBLIC, STAGES, RunConfig
 from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
 from nanochat.planning.estimate import Plan, StageEstimate
 from nanochat.run import Run
@@ -74,10 +74,15 @@ def score_table(run: Run) -> Table | None:
     asked = [result for result in run.results().values() if result.get("scores")]
     if not asked:
         return None
+    scores = asked[-1]["scores"]
     rows = tuple(
         (skill, f"{score['accuracy']:.0%}", f"{score['chance']:.0%}", f"{score['count']:.0f}")
-        for skill, score in asked[-1]["scores"].items()
+        for skill, score in scores.items()
     )
+    if run.config().chat == PUBLIC:  # see nanochat.tasks.questions.Summary
+        centred = [(score["accuracy"] - score["chance"]) / (1 - score["chance"])
+                   for skill, score in scores.items() if skill != "overall"]  # fmt: skip
+        rows += (("ChatCORE, centred on chance", f"{sum(centred) / len(centred):.0%}", "0%", ""),)
     return Table(f"Task accuracies after {asked[-1]['stage']}", ("skill", "accuracy", "chance", "questions"), rows)
 
 
@@ -165,8 +170,8 @@ def write_report(run: Run, more: Sequence[Table | str] = ()) -> None:
     record, config, plan = run.record(), run.config(), run.plan()
     parts = [
         f"# Run {run.name}\n",
-        f"Mode {config.mode}, data {config.data}, seed {config.seed}, depth {config.model.depth}, "
-        f"on {run.hardware().describe()}.\n",
+        f"Mode {config.mode}, data {config.data}, conversations {config.chat}, seed {config.seed}, "
+        f"depth {config.model.depth}, on {run.hardware().describe()}.\n",
         stage_table(run, plan).markdown(),
     ]
     parts += [part.markdown() if isinstance(part, Table) else f"{part}\n" for part in more]

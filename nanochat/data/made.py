@@ -45,10 +45,10 @@ def spelling_bee(rng: Random, words: tuple[str, ...]) -> Conversation:
     return _taught(letter_count_of(_draw(rng, words, unseen=False), rng, False))
 
 
-def spelling_bee_question(rng: Random, words: tuple[str, ...], skill: str = "spelling_bee") -> Question:
+def spelling_bee_question(rng: Random, words: tuple[str, ...]) -> Question:
     """The same, in other words, of a word that no conversation spells."""
     exercise = letter_count_of(_draw(rng, words, unseen=True), rng, True)
-    return Question(skill, "exact", exercise.question, None, exercise.answer, 0.0)
+    return Question("spelling_bee", "exact", exercise.question, None, exercise.answer, 0.0)
 
 
 def _draw(rng: Random, words: tuple[str, ...], unseen: bool) -> str:

@@ -16,9 +16,9 @@ MOST_FILES = 32
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 FORBIDDEN = (
     "ctypes.", "fcntl.", "ftplib.", "http.", "imaplib.", "mmap.", "os.chmod", "os.chown", "os.exec", "os.fork",
-    "os.kill", "os.link", "os.posix_spawn", "os.spawn", "os.symlink", "os.system", "os.truncate", "os.unshare", "poplib.", "pty.",
-    "resource.setrlimit", "resource.prlimit", "signal.pthread_kill", "smtplib.", "socket.", "sqlite3.", "subprocess.",
-    "syslog.", "telnetlib.", "_thread.start", "urllib.",
+    "os.kill", "os.link", "os.posix_spawn", "os.spawn", "os.symlink", "os.system", "os.truncate", "os.unshare",
+    "poplib.", "pty.", "resource.setrlimit", "resource.prlimit", "signal.pthread_kill", "smtplib.", "socket.",
+    "sqlite3.", "subprocess.", "syslog.", "telnetlib.", "_thread.start", "urllib.",
 )  # fmt: skip
 INSIDE_ONLY = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.utime", "shutil.")
 """Audit events (PEP 578) that are refused, and those that are refused outside the program's own directory."""

@@ -49,26 +49,26 @@ def gsm8k(row: Row) -> Conversation:
     ]
 
 
-def arc_question(row: Row, skill: str = "arc") -> Question:
+def arc_question(row: Row) -> Question:
     """Some rows number their options instead of lettering them: the right one is found by its place."""
     right = list(row["choices"]["label"]).index(row["answerKey"])
-    return lettered(skill, row["question"], row["choices"]["text"], right)
+    return lettered("arc", row["question"], row["choices"]["text"], right)
 
 
-def mmlu_question(row: Row, skill: str = "mmlu") -> Question:
+def mmlu_question(row: Row) -> Question:
     """As `mmlu`."""
     row = row.get("train") or row
-    return lettered(skill, row["question"], row["choices"], row["answer"])
+    return lettered("mmlu", row["question"], row["choices"], row["answer"])
 
 
-def gsm8k_question(row: Row, skill: str = "gsm8k") -> Question:
+def gsm8k_question(row: Row) -> Question:
     """The number behind `####` is what a reply must come to."""
-    return Question(skill, "number", row["question"].strip(), None, row["answer"].partition(ANSWER)[2].strip(), 0.0)
+    return Question("gsm8k", "number", row["question"].strip(), None, row["answer"].partition(ANSWER)[2].strip(), 0.0)
 
 
-def humaneval_question(row: Row, skill: str = "humaneval") -> Question:
+def humaneval_question(row: Row) -> Question:
     """A row of HumanEval: `prompt` begins a program; the answer is the tests that the program must pass."""
-    return Question(skill, "code", row["prompt"], None, f"{row['test']}\ncheck({row['entry_point']})\n", 0.0)
+    return Question("humaneval", "code", row["prompt"], None, f"{row['test']}\ncheck({row['entry_point']})\n", 0.0)
 
 
 def lettered(skill: str, question: str, options: Sequence[str], right: int) -> Question:
@@ -90,10 +90,10 @@ CONVERSATIONS: Mapping[str, Callable[[Row], Conversation]] = {
     "gsm8k": gsm8k,
 }
 """Renderers of rows to learn from, by the name that a mixture gives them."""
-QUESTIONS: Mapping[str, Callable[[Row, str], Question]] = {
+QUESTIONS: Mapping[str, Callable[[Row], Question]] = {
     "arc": arc_question,
     "mmlu": mmlu_question,
     "gsm8k": gsm8k_question,
     "humaneval": humaneval_question,
 }
-"""Renderers of rows to be asked, given the name of the skill."""
+"""Renderers of rows to be asked, by the same names."""

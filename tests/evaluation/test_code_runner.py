@@ -43,8 +43,8 @@ def test_what_passes_is_what_came_to_its_end():
     assert run_program("raise SystemExit(0)").reason == "SystemExit: 0"
     assert run_program("import os; os._exit(0)").reason == "died"
     assert run_program("def broken(").reason.startswith("SyntaxError")
-    forged = "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'x passed')\n    except OSError: pass\nos._exit(0)"
-    assert not run_program(forged).passed
+    write = "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'x passed')\n    except OSError: pass\n"
+    assert not run_program(f"{write}os._exit(0)").passed
 
 
 def test_an_endless_loop_ends_in_time():

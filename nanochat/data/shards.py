@@ -53,7 +53,6 @@ class _Recipe:
 
     settings: dict[str, Any]
     tokenizer: Tokenizer
-    keep_whole: bool
     read: Callable[[Sequence[Path]], Iterator[Any]]
     encode: Callable[[Iterator[Any], int], Iterator[Encoded]]
     threads: int
@@ -104,7 +103,7 @@ def build_text_shards(
         raise ValueError(f"unknown split {split!r}")
     part = split if split == "all" else f"{split}, one in {one_in}"
     settings = _settings("text", part, row_tokens, packing, tokenizer)
-    recipe = _Recipe(settings, tokenizer, False, read, encode, num_threads or os.cpu_count() or 1)
+    recipe = _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
     dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
     if dataset is None and split == "val":
         raise UserError(
@@ -141,7 +140,7 @@ def build_chat_shards(
                 yield from pool.map(partial(render, tokenizer), batch)
 
     settings = _settings("chat", "all", row_tokens, packing, tokenizer) | {"long": "cut"}
-    recipe = _Recipe(settings, tokenizer, False, read, encode, num_threads or os.cpu_count() or 1)
+    recipe = _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
     dataset = _build(files, out_dir, recipe, max_tokens, progress)
     if dataset is None:
         raise UserError("the data holds no conversation to train on", "give .jsonl files with one conversation a line")
@@ -275,7 +274,7 @@ def _write_shard(
         if len(tokens) >= made_from["limit"]:
             exhausted = False  # or just so; then an empty shard follows
             break
-    plan = pack(np.array(lengths), made_from["row_tokens"], made_from["packing"], recipe.keep_whole)
+    plan = pack(np.array(lengths), made_from["row_tokens"], made_from["packing"])
     with whole_or_not_at_all(directory) as partial_directory:
         token_array = np.array(tokens, dtype=dtype)
         token_array.tofile(partial_directory / "tokens.bin")
@@ -291,7 +290,6 @@ def _write_shard(
             "tokens": len(tokens),
             "bytes": int(recipe.tokenizer.token_bytes()[token_array].sum()),
             "rows": plan.num_rows,
-            "lost_tokens": plan.lost_tokens,
             "padded_tokens": plan.padded_tokens,
             "exhausted": exhausted,
             "files": {file.name: _file_entry(file) for file in sorted(partial_directory.iterdir())},

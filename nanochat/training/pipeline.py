@@ -150,7 +150,7 @@ class _Pipeline:
             train = data[stage].train
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
-                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows; {train.lost_fraction:.1%} lost to cropping, "
+                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, "
                 f"{train.padded_fraction:.1%} padding"
             )
         return _Prepared(sources, data)

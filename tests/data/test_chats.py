@@ -1,6 +1,5 @@
 """Public mixtures and the user's own conversations: what they hold, what carries loss, what is said of mistakes."""
 
-import io
 import json
 import os
 import subprocess
@@ -8,18 +7,15 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from nanochat.data import chats, mixture_rows
 from nanochat.data.chats import check_chat, open_own, open_public, open_tasks
 from nanochat.data.documents import is_validation, read_conversations
 from nanochat.data.mixture_rows import check_reachable, mixture, suite
-from nanochat.data.mixtures import DATASETS, MIXTURES, TASKS, Part
+from nanochat.data.mixtures import DATASETS, TASKS, Part
 from nanochat.data.shards import build_chat_shards
 from nanochat.data.sources import open_sources
 from nanochat.data.tinyworld.spelling import is_held_out
@@ -28,90 +24,11 @@ from nanochat.inference.calculator import evaluate
 from nanochat.tasks import rows
 from nanochat.tasks.questions import read_questions
 from nanochat.tokenizer import Tokenizer, render
-from tests.conftest import REAL_DATA
+from tests.conversations import ARC, GSM8K, invented, own, real, serve, shelf
 from tests.hub import Hub
 
+__all__ = ["shelf"]
 ROOT = Path(__file__).parents[2]
-GSM8K = REAL_DATA / "chat/gsm8k_train_3000.jsonl"
-DOLLY = REAL_DATA / "chat/dolly_hhrlhf_small.jsonl"
-ARC = REAL_DATA / "core/arc_easy.jsonl"
-
-
-def real(path: Path, most: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        pytest.skip(f"no real samples at {path}")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:most]]
-
-
-def invented(name: str, count: int) -> list[dict[str, Any]]:
-    """Rows in the format of the dataset's own."""
-    made = {
-        "smoltalk": lambda i: {"messages": [{"role": "user", "content": f"Say something of number {i}, please."},
-                                            {"role": "assistant", "content": f"Number {i} has many friends. " * 3}]},
-        "aux": lambda i: {"train": {"question": f"Which is {i}?", "choices": [str(i), "no", "none", "never"],
-                                    "answer": 0, "subject": ""}},
-        "mmlu": lambda i: {"question": f"Which is it, {i}?", "choices": ["no", str(i), "none", "never"], "answer": 1,
-                           "subject": "numbers"},
-        "gsm8k": lambda i: {"question": f"What is {i} and 1?",
-                            "answer": f"It is {i}+1=<<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}"},
-        "arc": lambda i: {"id": str(i), "question": f"What is {i}?", "answerKey": "2" if i % 2 else "B",
-                          "choices": {"text": ["a tree", "a number", "a king"],
-                                      "label": ["1", "2", "3"] if i % 2 else ["A", "B", "C"]}},
-        "humaneval": lambda i: {"task_id": str(i), "prompt": f"def add(x):\n    # adds {i}\n", "entry_point": "add",
-                                "canonical_solution": f"    return x + {i}\n",
-                                "test": f"def check(f):\n    assert f(1) == {i + 1}\n"},
-    }  # fmt: skip
-    return [made[name](number) for number in range(count)]
-
-
-def parquet(records: list[dict[str, Any]]) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records), file)
-    return file.getvalue()
-
-
-def serve(hub: Hub) -> None:
-    """Small datasets under the names and configurations of the real ones."""
-    tables = {
-        "smoltalk": {("default", "train"): invented("smoltalk", 300)},
-        "mmlu": {("auxiliary_train", "train"): invented("aux", 60), ("all", "test"): invented("mmlu", 40)},
-        "gsm8k": {("main", "train"): invented("gsm8k", 50), ("main", "test"): invented("gsm8k", 20)},
-        "arc": {(config, split): invented("arc", 30) for config in ("ARC-Easy", "ARC-Challenge")
-                for split in ("train", "test")},
-        "humaneval": {("openai_humaneval", "test"): invented("humaneval", 4)},
-    }  # fmt: skip
-    for name, splits in tables.items():
-        files = {f"{config}/{split}-00000-of-00001.parquet": parquet(rows) for (config, split), rows in splits.items()}
-        configs = {config: [split for other, split in splits if other == config] for config, _ in splits}
-        card = ["---", "configs:"]
-        for config, names in configs.items():
-            card += [f"- config_name: {config}", "  data_files:"]
-            card += [line for split in names for line in (f"  - split: {split}", f"    path: {config}/{split}-*")]
-        files["README.md"] = "\n".join([*card, "---", ""]).encode()
-        hub.add(DATASETS[name].repo, files)
-
-
-@pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same datasets without any hub, and mixtures of a few hundred made by code."""
-    import datasets
-
-    known = {(DATASETS["smoltalk"].repo, None, "train"): invented("smoltalk", 300),
-             (DATASETS["mmlu"].repo, "auxiliary_train", "train"): invented("aux", 60),
-             (DATASETS["mmlu"].repo, "all", "test"): invented("mmlu", 40),
-             (DATASETS["humaneval"].repo, "openai_humaneval", "test"): invented("humaneval", 4)}  # fmt: skip
-    for split in ("train", "test"):
-        known[DATASETS["gsm8k"].repo, "main", split] = invented("gsm8k", 50)
-        for config in ("ARC-Easy", "ARC-Challenge"):
-            known[DATASETS["arc"].repo, config, split] = invented("arc", 30)
-    monkeypatch.setattr(mixture_rows, "_load", lambda *name: datasets.Dataset.from_list(known[name]))
-    small = {
-        stage: tuple(Part(**{**vars(part), "rows": part.rows and min(part.rows, 40)}) for part in parts)
-        for stage, parts in MIXTURES.items()
-    }
-    monkeypatch.setattr(chats, "MIXTURES", small)
-
-
 def test_a_mixture_has_every_row_as_often_as_declared(shelf):
     parts = chats.MIXTURES["mid"]
     found = Counter(name for name, _ in mixture(parts))
@@ -257,14 +174,6 @@ def test_real_arc_and_mmlu_are_answered_with_one_token(tokenizer):
 
 
 # --- the user's own
-
-
-def own(path: Path, count: int) -> Path:
-    records = real(DOLLY, count)
-    lines = [{"messages": [{"role": "user", "content": record["prompt"]},
-                           {"role": "assistant", "content": record["response"]}]} for record in records]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def test_own_conversations_are_divided_by_content(tmp_path):

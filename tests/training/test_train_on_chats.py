@@ -16,11 +16,12 @@ from nanochat.report import score_table
 from nanochat.run import Run, create
 from nanochat.training.pipeline import run_pipeline
 from nanochat.workers import Workers
-from tests.data.test_chats import ROOT, own, serve, shelf
+from tests.conversations import own, serve, shelf
 from tests.hub import Hub
 from tests.training.test_pipeline import HARDWARE
 
 __all__ = ["shelf"]
+ROOT = Path(__file__).parents[2]
 SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=300000", "base.num_iterations=2", "mid.num_iterations=3",
             "sft.num_iterations=3", "sft.eval_questions=12", "base.eval_tokens=512", "mid.eval_tokens=512",
             "sft.eval_tokens=512")  # fmt: skip

@@ -191,7 +191,8 @@ class BudgetSearch:
     def prepare(self, say: Callable[[str], None]) -> None:
         """Make what all trials share: the tokenizer, and token shards for the longest training there may be."""
         say("making the data" if self.asked.request.data == TINYWORLD else f"reading {self.asked.request.data}")
-        sources = open_sources(self.asked.request.data, cache_directory())
+        asked = self.asked.request
+        sources = open_sources(asked.data, cache_directory(), asked.chat, self.template.stages, say)
         if self.stage == "base":
             self.template = replace(self.template, train_tokens=self._train_tokens())
         tokenizer = prepare_tokenizer(self.run, self.template, sources, say)

@@ -21,9 +21,11 @@ from experiments import cli
 from experiments.ray_train import Scale
 from experiments.session import (
     CALIBRATION_S,
+    CHAT_HELP,
     begin,
     calibrated,
     hardware_to_plan_for,
+    named_chat,
     named_run,
     new_record,
     show_plan,
@@ -66,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data", default=TINYWORLD, help="tinyworld (built in), or a .txt, .jsonl, .parquet file, or a folder of these"
     )
+    add("--chat", metavar="tinyworld|public|PATH", help=CHAT_HELP)
     add("--depth", type=int, help="layers of the model; everything else about its size follows")
     add(
         "--architecture",
@@ -158,6 +161,7 @@ def _request(args: argparse.Namespace) -> Request:
     return Request(
         mode=args.mode,
         data=data,
+        chat=named_chat(args.chat, data),
         stages=tuple(stage for stage in STAGES if stage in stages),
         start_from=args.start_from,
         architecture=args.architecture,

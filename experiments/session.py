@@ -29,8 +29,10 @@ from experiments.ray_train import Outcome, Scale, fit
 from experiments.terminal import Display, show_table
 from experiments.wandb_log import WAIT_S, WandbLog
 from nanochat.clock import RunClock, start_clock
-from nanochat.config import STAGES, TINYWORLD, RunConfig, from_dict
+from nanochat.config import PUBLIC, STAGES, TINYWORLD, RunConfig, from_dict, usual_chat
+from nanochat.data.chats import CHAT_STAGES, check_chat, missing
 from nanochat.data.documents import find_documents, read_documents
+from nanochat.data.mixture_rows import check_reachable
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower, StageFinished
@@ -58,6 +60,7 @@ from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_check
 from nanochat.training.storage import inside
 
 CALIBRATION_S = 20.0
+CHAT_HELP = "conversations: tinyworld (built in), public (of the hub), or your own .jsonl (default: what suits --data)"
 PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
 
 
@@ -80,6 +83,7 @@ def new_record(
         spent_s: see `resolve`.
     """
     check_data(request.data)
+    check_conversations(request.chat, request.stages)
     start_model, start = None, {}
     if request.start_from:
         checkpoint, tokenizer = start_checkpoint(request.start_from, runs_dir)
@@ -165,6 +169,24 @@ def check_data(data: str) -> None:
         )
     for file in find_documents(Path(data)):
         next(read_documents([file]), None)
+
+
+def named_chat(asked: str | None, data: str) -> str:
+    """The conversations that --chat names, or the usual ones of the data."""
+    if asked is None:
+        return usual_chat(data)
+    return asked if asked in (TINYWORLD, PUBLIC) else str(Path(asked).absolute())
+
+
+def check_conversations(chat: str, stages: Sequence[str]) -> None:
+    """Read the user's conversations whole, or see that the hub has those it is to be asked for, now rather than minutes
+    later in a worker."""
+    trained = [stage for stage in CHAT_STAGES if stage in stages]
+    if not trained:
+        return
+    check_chat(chat)
+    if chat == PUBLIC:
+        check_reachable(missing(trained, questions=True, cache=cache_directory()))
 
 
 def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:

@@ -28,9 +28,12 @@ from experiments.deadline import TimeIsUp, Watch
 from experiments.ray_train import Scale
 from experiments.search_report import INTERVAL, hours_table, sections
 from experiments.session import (
+    CHAT_HELP,
     begin,
+    check_conversations,
     check_data,
     hardware_to_plan_for,
+    named_chat,
     named_run,
     show_cost,
     show_plan,
@@ -67,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add("--stages", help="that share the hours (default: base,mid,sft; of a space of a later stage, that alone)")
     add("--from", dest="start_from", default="", metavar="RUN", help="whose weights a space of mid or sft starts from")
     add("--data", default=TINYWORLD, help="tinyworld (built in), or a text file or folder, as for run_stage.py")
+    add("--chat", metavar="tinyworld|public|PATH", help=CHAT_HELP)
     add("--name", default="budget", help="of the run (default: budget)")
     add("--depth", type=int, help="of the model, if it is not to be searched")
     add("--max-seq-len", type=int, help="tokens of context")
@@ -160,10 +164,13 @@ def _asked(args: argparse.Namespace) -> Asked:
     policy = args.policy or ("budget" if about_base else "random")
     _check_policy(policy, about_base, args)
     data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
+    chat = named_chat(args.chat, data)
     check_data(data)
+    check_conversations(chat, ordered)
     start = "" if about_base else _start(args)
     request = Request(
         data=data,
+        chat=chat,
         stages=("tokenizer", *ordered) if about_base else ordered,
         start_from=start,
         seed=args.seed,
@@ -213,6 +220,7 @@ def _as_before(run: Run, asked: Asked) -> Asked:
         return asked
     then = read_json(path)
     request = then.get("request") if isinstance(then.get("request"), dict) else {}
+    request = {"chat": TINYWORLD, **request}  # what searches of earlier versions do not say
     different = [key for key in ("space", "fresh_prior", "policy", "start") if then.get(key) != now[key]]
     different += [key for key, value in now["request"].items()
                   if request.get(key) != value and key not in ("num_workers", "start_from")]  # fmt: skip

@@ -14,6 +14,7 @@ from nanochat.optim.schedule import Schedule
 TRAINED_STAGES = ("base", "mid", "sft")
 STAGES = ("tokenizer", *TRAINED_STAGES)
 TINYWORLD = "tinyworld"  # the built-in data
+PUBLIC = "public"  # the conversations of the hub, see nanochat.data.mixtures
 T = typing.TypeVar("T")
 PACKINGS = ("best_fit", "stream")
 DTYPES = ("float32", "bfloat16")
@@ -104,6 +105,10 @@ class RunConfig:
     """Seconds on the run's clock after which everything has ended, with a model; None: no such limit."""
     keep_best_checkpoint: bool = False
     """Whether each stage also keeps the checkpoint of the lowest val_bpb."""
+    chat: str = TINYWORLD
+    """Conversations of mid and SFT: tinyworld, public, or a path to a .jsonl."""
+    run_code: bool = False
+    """Whether code that the model writes is run, to grade it. See nanochat.evaluation.code_runner: there is a risk."""
 
     def stage(self, name: str) -> StageConfig:
         """The configuration of one trained stage."""
@@ -180,6 +185,11 @@ def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[
             f"use at most --num-workers {stage.total_batch_size // seq_len}"
         )
     return found
+
+
+def usual_chat(data: str) -> str:
+    """The conversations that go with some text, where the user names none: the one place where this is decided."""
+    return TINYWORLD
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from nanochat.errors import FULL_DISK, UserError
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -31,6 +34,34 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_or_not_at_all(directory: Path) -> Iterator[Path]:
+    """A temporary directory to fill, which then, flushed to disk, takes the place of `directory`.
+
+    One process at a time: what it left if it died is removed by the next.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    temporary = directory.with_name(f".partial-{directory.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            flush(path)
+        if directory.exists():  # damaged, or it would have been used
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+        flush(directory.parent)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise UserError(f"the disk is full at {directory.parent}", "free some space and start again") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

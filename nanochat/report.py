@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nanochat.clock import read_clock
-from nanochat.config import STAGES, RunConfig
+from nanochat.config import PUBLIC, STAGES, RunConfig
 from nanochat.curves import read_curves
 from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
 from nanochat.figures import accuracy_figure, stage_figure, time_figure
@@ -63,10 +63,15 @@ def score_table(run: Run) -> Table | None:
     asked = [result for result in run.results().values() if result.get("scores")]
     if not asked:
         return None
+    scores = asked[-1]["scores"]
     rows = tuple(
         (skill, f"{score['accuracy']:.0%}", f"{score['chance']:.0%}", f"{score['count']:.0f}")
-        for skill, score in asked[-1]["scores"].items()
+        for skill, score in scores.items()
     )
+    if run.config().chat == PUBLIC:  # see nanochat.tasks.questions.Summary
+        centred = [(score["accuracy"] - score["chance"]) / (1 - score["chance"])
+                   for skill, score in scores.items() if skill != "overall"]  # fmt: skip
+        rows += (("ChatCORE, centred on chance", f"{sum(centred) / len(centred):.0%}", "0%", ""),)
     return Table(f"Task accuracies after {asked[-1]['stage']}", ("skill", "accuracy", "chance", "questions"), rows)
 
 
@@ -165,8 +170,8 @@ def report_parts(run: Run, more: Sequence[Part] = ()) -> list[Part]:
     """How the run was configured, what it cost, how good it is, and whatever more there is to say."""
     record, config, plan, results = run.record(), run.config(), run.plan(), run.results()
     about = (
-        f"Mode {config.mode}, data {config.data}, seed {config.seed}, depth {config.model.depth}, "
-        f"on {run.hardware().describe()}."
+        f"Mode {config.mode}, data {config.data}, conversations {config.chat}, seed {config.seed}, "
+        f"depth {config.model.depth}, on {run.hardware().describe()}."
     )
     parts: list[Part] = [Text((about,)), stage_table(run, plan), *more]
     if said := conversation(run, config.trained_stages):

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print tokens a second, memory, and what is lost and padded, by packing and length of rows."""
+    """Print tokens a second, memory, and what is padded, by packing and length of rows."""
     if options.seconds <= 0 or options.batch_tokens < max(options.seq_lens):
         raise UserError("--seconds must be positive and --batch-tokens hold a row", "leave them out")
     torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
                 rate, grown = _read(data, options.batch_tokens // seq_len, options.seconds)
                 print(
                     f"rows of {seq_len:>5}, {packing:8}  {rate / 1e6:6.1f}M tok/s = {8 * 2 * rate / 1e9:4.1f} GB/s of "
-                    f"int64 pairs  lost {data.lost_fraction:.2%}  padded {data.padded_fraction:.2%}  "
+                    f"int64 pairs  padded {data.padded_fraction:.2%}  "
                     f"memory {grown / 2**20:+.1f} MiB",
                     flush=True,
                 )

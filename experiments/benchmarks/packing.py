@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
                 )
                 attending = "within" if within else "across"
                 print(
-                    f"{packing:8s} {attending} documents, seed {seed}  lost {train.lost_fraction:.2%}  "
+                    f"{packing:8s} {attending} documents, seed {seed}  "
                     f"padded {train.padded_fraction:.2%}  "
                     f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} tok/s  "
                     f"val_bpb {bpb('stream'):.4f} on stream rows, {bpb('best_fit'):.4f} on best-fit rows",

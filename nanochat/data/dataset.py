@@ -15,7 +15,6 @@ class TokenDataset:
         directories: the shards; `TokenDataset(directories)` opens the same dataset in another process.
         row_tokens, num_rows, num_documents, num_tokens: sizes; num_tokens counts every token of the shards once.
         num_bytes: UTF-8 bytes of the text.
-        lost_fraction: share of the tokens that stand in no row.
         padded_fraction: share of the rows' places that hold no token.
         fingerprint: SHA-256 (hex) over everything `rows` can return.
     """
@@ -24,11 +23,10 @@ class TokenDataset:
         self.directories = tuple(directories)
         self._shards = [_Shard(directory) for directory in self.directories]
         self.row_tokens: int = self._shards[0].manifest["made_from"]["row_tokens"]
-        self.num_rows, self.num_documents, self.num_tokens, self.num_bytes, lost, padded = (
+        self.num_rows, self.num_documents, self.num_tokens, self.num_bytes, padded = (
             sum(shard.manifest[count] for shard in self._shards)
-            for count in ("rows", "documents", "tokens", "bytes", "lost_tokens", "padded_tokens")
+            for count in ("rows", "documents", "tokens", "bytes", "padded_tokens")
         )
-        self.lost_fraction = lost / max(1, self.num_tokens)
         self.padded_fraction = padded / max(1, self.num_rows * (self.row_tokens + 1))
         files = [shard.manifest["files"] for shard in self._shards]
         self.fingerprint = hashlib.sha256(json.dumps([self.row_tokens, files], sort_keys=True).encode()).hexdigest()

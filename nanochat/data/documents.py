@@ -130,8 +130,12 @@ def is_validation(document: str, one_in: int = VALIDATION_ONE_IN) -> bool:
     So copies of a document fall on the same side, and what is trained on stays so when more files are added: the
     validation split of a smaller share, a half or a quarter, is part of that of a larger.
     """
-    digest = hashlib.blake2b(document.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % one_in == 0
+    return content_number(document) % one_in == 0
+
+
+def content_number(document: str) -> int:
+    """64 bits that depend on a document's text alone."""
+    return int.from_bytes(hashlib.blake2b(document.encode("utf-8"), digest_size=8).digest(), "little")
 
 
 def _read_parquet(path: Path) -> Iterator[str]:

@@ -20,13 +20,11 @@ class Packing:
         row_offsets: int64 (rows + 1,).
         spans: int64 (spans, 3), columns start, length and continued. `continued` is 1 where the span begins inside a
             document: its first token repeats the last one of another span and must not be a target again.
-        lost_tokens: tokens that stand in no row.
         padded_tokens: places of the rows that hold no token.
     """
 
     row_offsets: np.ndarray
     spans: np.ndarray
-    lost_tokens: int
     padded_tokens: int
 
     @property
@@ -34,8 +32,8 @@ class Packing:
         return len(self.row_offsets) - 1
 
 
-def pack(lengths: np.ndarray, row_tokens: int, method: str, keep_whole: bool = False) -> Packing:
-    """Plans the rows of documents that lie end to end.
+def pack(lengths: np.ndarray, row_tokens: int, method: str) -> Packing:
+    """Plans the rows of documents that lie end to end. No token is lost.
 
     Args:
         lengths: tokens of each document, its <|bos|> included, all positive.
@@ -43,26 +41,22 @@ def pack(lengths: np.ndarray, row_tokens: int, method: str, keep_whole: bool = F
         method: "stream" cuts the concatenation every `row_tokens` tokens: only the last row has padding.
             "best_fit" begins every row with a document or with a piece of a long one, and fills rows best-fit
             decreasing (Ding et al. 2024, arXiv:2404.10830); what remains free at a row's end is padding.
-        keep_whole: never cut a document; one longer than a row loses its end. Only with "best_fit".
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if row_tokens < 1 or (lengths < 1).any():
         raise ValueError("row_tokens and every document length must be positive")
-    if method == "stream" and not keep_whole:
+    if method == "stream":
         spans = _stream_spans(int(lengths.sum()), row_tokens)
         rows = np.arange(len(spans))
-        lost_tokens = 0
     elif method == "best_fit":
-        spans = _truncated_spans(lengths, row_tokens) if keep_whole else _cut_spans(lengths, row_tokens)
-        lost_tokens = int(np.maximum(lengths - (row_tokens + 1), 0).sum()) if keep_whole else 0
+        spans = _cut_spans(lengths, row_tokens)
         rows = best_fit(spans[:, 1], row_tokens + 1)
     else:
-        raise ValueError(f"cannot pack with method {method!r} and keep_whole={keep_whole}")
+        raise ValueError(f"cannot pack with method {method!r}")
     num_rows = int(rows.max()) + 1 if len(rows) else 0
     return Packing(
         row_offsets=np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))]).astype(np.int64),
         spans=spans[np.argsort(rows, kind="stable")],
-        lost_tokens=lost_tokens,
         padded_tokens=int(num_rows * (row_tokens + 1) - spans[:, 1].sum()),
     )
 
@@ -71,12 +65,6 @@ def _stream_spans(num_tokens: int, row_tokens: int) -> np.ndarray:
     """One span per row, (rows, 3); neighbours share one token."""
     starts = np.arange(0, max(num_tokens - 1, min(num_tokens, 1)), row_tokens)
     return np.stack([starts, np.minimum(row_tokens + 1, num_tokens - starts), starts > 0], axis=1)
-
-
-def _truncated_spans(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
-    """One span per document, (documents, 3)."""
-    starts = np.cumsum(lengths) - lengths
-    return np.stack([starts, np.minimum(lengths, row_tokens + 1), np.zeros_like(starts)], axis=1)
 
 
 def _cut_spans(lengths: np.ndarray, row_tokens: int) -> np.ndarray:

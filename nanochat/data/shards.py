@@ -12,7 +12,6 @@ A shard is a directory:
 It is written to a temporary directory, flushed to disk and renamed: a shard is complete or it is not there.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -20,7 +19,6 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -33,7 +31,7 @@ from nanochat.data.dataset import TokenDataset
 from nanochat.data.documents import VALIDATION_ONE_IN, is_validation, read_conversations, read_documents
 from nanochat.data.packing import pack
 from nanochat.errors import UserError
-from nanochat.files import exclusive, flush
+from nanochat.files import exclusive, whole_or_not_at_all
 from nanochat.tokenizer import Tokenizer, render
 
 FORMAT = 1  # part of every shard's name: raise it whenever the same input would give another shard
@@ -55,7 +53,6 @@ class _Recipe:
 
     settings: dict[str, Any]
     tokenizer: Tokenizer
-    keep_whole: bool
     read: Callable[[Sequence[Path]], Iterator[Any]]
     encode: Callable[[Iterator[Any], int], Iterator[Encoded]]
     threads: int
@@ -106,7 +103,7 @@ def build_text_shards(
         raise ValueError(f"unknown split {split!r}")
     part = split if split == "all" else f"{split}, one in {one_in}"
     settings = _settings("text", part, row_tokens, packing, tokenizer)
-    recipe = _Recipe(settings, tokenizer, False, read, encode, num_threads or os.cpu_count() or 1)
+    recipe = _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
     dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
     if dataset is None and split == "val":
         raise UserError(
@@ -131,7 +128,7 @@ def build_chat_shards(
 ) -> TokenDataset:
     """Conversations as training rows with the loss on what the assistant writes; arguments as `build_text_shards`.
 
-    "best_fit" never cuts a conversation: one longer than a row loses its end, counted in `lost_fraction`.
+    "best_fit" cuts no conversation but one longer than a row, whose pieces stand in several: no token is lost.
     """
 
     def read(source: Sequence[Path]) -> Iterator[list[dict]]:
@@ -142,8 +139,8 @@ def build_chat_shards(
             while batch := list(islice(conversations, _ENCODE_CONVERSATIONS)):
                 yield from pool.map(partial(render, tokenizer), batch)
 
-    settings = _settings("chat", "all", row_tokens, packing, tokenizer)
-    recipe = _Recipe(settings, tokenizer, packing == "best_fit", read, encode, num_threads or os.cpu_count() or 1)
+    settings = _settings("chat", "all", row_tokens, packing, tokenizer) | {"long": "cut"}
+    recipe = _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
     dataset = _build(files, out_dir, recipe, max_tokens, progress)
     if dataset is None:
         raise UserError("the data holds no conversation to train on", "give .jsonl files with one conversation a line")
@@ -277,8 +274,8 @@ def _write_shard(
         if len(tokens) >= made_from["limit"]:
             exhausted = False  # or just so; then an empty shard follows
             break
-    plan = pack(np.array(lengths), made_from["row_tokens"], made_from["packing"], recipe.keep_whole)
-    with _whole_or_not_at_all(directory) as partial_directory:
+    plan = pack(np.array(lengths), made_from["row_tokens"], made_from["packing"])
+    with whole_or_not_at_all(directory) as partial_directory:
         token_array = np.array(tokens, dtype=dtype)
         token_array.tofile(partial_directory / "tokens.bin")
         if made_from["kind"] == "chat":
@@ -293,34 +290,12 @@ def _write_shard(
             "tokens": len(tokens),
             "bytes": int(recipe.tokenizer.token_bytes()[token_array].sum()),
             "rows": plan.num_rows,
-            "lost_tokens": plan.lost_tokens,
             "padded_tokens": plan.padded_tokens,
             "exhausted": exhausted,
             "files": {file.name: _file_entry(file) for file in sorted(partial_directory.iterdir())},
         }
         (partial_directory / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
-
-
-@contextmanager
-def _whole_or_not_at_all(directory: Path) -> Iterator[Path]:
-    """A temporary directory to fill, which then, flushed to disk, takes the place of `directory`."""
-    temporary = directory.with_name(f".partial-{directory.name}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        for path in (*temporary.iterdir(), temporary):
-            flush(path)
-        if directory.exists():  # damaged, or it would have been used
-            shutil.rmtree(directory)
-        temporary.rename(directory)
-        flush(directory.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full at {directory.parent}", "free some space and start again") from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _intact_manifest(directory: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:

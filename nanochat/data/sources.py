@@ -1,11 +1,12 @@
 """Where a run's text, conversations and questions come from: the built-in world, or the user's own files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.config import TINYWORLD
+from nanochat.config import PUBLIC, STAGES, TINYWORLD
+from nanochat.data.chats import CHAT_STAGES, Chats, open_own, open_public, open_tasks
 from nanochat.data.documents import (
     VALIDATION_ONE_IN,
     find_documents,
@@ -53,28 +54,50 @@ class Sources:
             yield text
 
 
-def open_sources(data: str, cache: Path) -> Sources:
-    """The sources of `--data data`; TinyWorld is written into `cache` first where it is not there yet.
+def open_sources(
+    data: str,
+    cache: Path,
+    chat: str = TINYWORLD,
+    stages: Sequence[str] = STAGES,
+    say: Callable[[str], None] = lambda text: None,
+) -> Sources:
+    """The sources of `--data data` and `--chat chat`; what of them is built in, or fetched, is made in `cache` first
+    where it is not there yet.
 
-    Conversations and questions are TinyWorld's in either case.
+    Questions are those of the public tasks where the conversations are public, else TinyWorld's.
+
+    Args:
+        stages: that will be trained: conversations of the hub are fetched for these alone.
+        say: told what is being done, where it takes long.
 
     Raises:
-        UserError: the path is missing, empty or of no known kind.
+        UserError: a path is missing, empty or of no known kind, a line is no conversation, the hub cannot be reached.
     """
-    world = write(cache / "tinyworld" / f"world-{WORLD_SEED}", seed=WORLD_SEED).directory
-    chat = {stage: world / stage for stage in ("mid", "sft")}
     if data == TINYWORLD:
-        train, val = (tuple(sorted((world / "base").glob(f"{split}_*.parquet"))) for split in ("train", "val"))
+        train, val = (tuple(sorted((_world(cache) / "base").glob(f"{split}_*.parquet"))) for split in ("train", "val"))
     else:
         train, val = tuple(find_documents(Path(data))), ()
-    return Sources(
-        train,
-        val,
-        {stage: path / "train.jsonl" for stage, path in chat.items()},
-        {stage: path / "val.jsonl" for stage, path in chat.items()},
-        world / "questions.jsonl",
-        validation_one_in(train),
-    )
+    chats = _chats(chat, [stage for stage in CHAT_STAGES if stage in stages], cache, say)
+    return Sources(train, val, chats.train, chats.val, chats.questions, validation_one_in(train))
+
+
+def _chats(chat: str, stages: Sequence[str], cache: Path, say: Callable[[str], None]) -> Chats:
+    if chat == PUBLIC:
+        made = {stage: open_public(stage, cache, say) for stage in stages}
+        questions = open_tasks(cache, say) if stages else _world(cache) / "questions.jsonl"
+    else:
+        world = _world(cache)
+        made = {stage: (world / stage / "train.jsonl", world / stage / "val.jsonl") for stage in CHAT_STAGES}
+        if chat != TINYWORLD:
+            made = dict.fromkeys(CHAT_STAGES, open_own(Path(chat), cache))
+        questions = world / "questions.jsonl"
+    train, val = ({stage: files[side] for stage, files in made.items()} for side in range(2))
+    return Chats(train, val, questions)
+
+
+def _world(cache: Path) -> Path:
+    """TinyWorld, written unless it is there."""
+    return write(cache / "tinyworld" / f"world-{WORLD_SEED}", seed=WORLD_SEED).directory
 
 
 def _text_of(messages: list[dict]) -> str:

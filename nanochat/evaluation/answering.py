@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+from nanochat.evaluation.code_runner import run_all
 from nanochat.inference.engine import Engine
-from nanochat.tasks.questions import Question, is_correct
+from nanochat.tasks.questions import KINDS, Question, is_correct
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 
 BATCH = 64
-MAX_ANSWER_TOKENS = 96
+MAX_ANSWER_TOKENS = {"exact": 96, "number": 256, "code": 512}
 
 
 def answer(engine: Engine, questions: Sequence[Question]) -> list[tuple[Question, str]]:
@@ -18,17 +19,35 @@ def answer(engine: Engine, questions: Sequence[Question]) -> list[tuple[Question
     room = engine.model.config.max_seq_len - 1
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
     by_length = sorted(fitting, key=lambda index: len(prompts[index]))  # little padding within a batch
-    for kind, ask in (("multiple_choice", _choose), ("exact", _write)):
+    for kind in KINDS:
         indices = [index for index in by_length if questions[index].kind == kind]
         for batch in _batches(indices):
-            texts = ask(engine, [questions[i] for i in batch], [prompts[i] for i in batch])
+            asked, begun = [questions[i] for i in batch], [prompts[i] for i in batch]
+            texts = _choose(engine, asked, begun) if kind == "multiple_choice" else _write(engine, kind, begun)
             replies.update(zip(batch, texts, strict=True))
     return [(question, replies.get(index, "")) for index, question in enumerate(questions)]
 
 
-def grade(engine: Engine, questions: Sequence[Question]) -> list[tuple[Question, bool]]:
-    """Whether the model answers each question correctly."""
-    return [(question, is_correct(question, reply)) for question, reply in answer(engine, questions)]
+def grade(
+    engine: Engine, questions: Sequence[Question], *, run_code: bool = False
+) -> list[tuple[Question, bool]]:
+    """Whether the model answers each question correctly.
+
+    Args:
+        run_code: run what it writes where code is asked for, see `code_runner` about the risk.
+
+    Raises:
+        ValueError: code is asked for and may not be run.
+    """
+    if not run_code and any(question.kind == "code" for question in questions):
+        raise ValueError("code can only be judged by running it")
+    answered = answer(engine, questions)
+    code = [(question, reply) for question, reply in answered if question.kind == "code"]
+    passed = iter(run_all([question for question, _ in code], [reply for _, reply in code]) if code else ())
+    return [
+        (question, next(passed) if question.kind == "code" else is_correct(question, reply))
+        for question, reply in answered
+    ]
 
 
 def shown(parts: Sequence[dict[str, str]]) -> str:
@@ -59,5 +78,8 @@ def _choose(engine: Engine, questions: Sequence[Question], prompts: Sequence[Seq
     return letters
 
 
-def _write(engine: Engine, questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> list[str]:
-    return [final_text(engine.tokenizer, ids) for ids in engine.complete(prompts, max_new_tokens=MAX_ANSWER_TOKENS)]
+def _write(engine: Engine, kind: str, prompts: Sequence[Sequence[int]]) -> list[str]:
+    replies = engine.complete(prompts, max_new_tokens=MAX_ANSWER_TOKENS[kind])
+    if kind == "code":  # with the spaces that it begins with
+        return [engine.tokenizer.decode(ids) for ids in replies]
+    return [final_text(engine.tokenizer, ids) for ids in replies]

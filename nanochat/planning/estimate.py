@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.config import TINYWORLD, RunConfig, StageConfig
+from nanochat.config import PUBLIC, TINYWORLD, RunConfig, StageConfig
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.model.attention import blocked_weights
 from nanochat.model.loss import CHUNK_TOKENS
@@ -24,6 +24,8 @@ SECONDS_PER_QUESTION = {"cpu": 0.02, "cuda": 0.02}
 CHARS_PER_TOKEN = 3.5
 SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
 CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
+# What --chat public fetches and makes, see nanochat.data.mixtures: SmolTalk is most of both.
+PUBLIC_CHAT_BYTES, PUBLIC_CHAT_S = 1_000_000_000, 240.0
 PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
 # Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
 SPREAD = {
@@ -210,7 +212,7 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Pla
     return Plan(
         prepare_s,
         _shard_bytes(config),
-        0,  # all data is built in or the user's
+        _chat_download_bytes(config),
         tuple(stages),
         num_workers,
         _speed(config, hardware, num_workers),
@@ -238,18 +240,34 @@ def _prepare_seconds(config: RunConfig, hardware: Hardware) -> float:
         START_S[hardware.device_type]
         + min(config.tokenizer.max_chars, _available_chars(config.data)) / TOKENIZER_CHARS_PER_S
         + (TINYWORLD_S if config.data == TINYWORLD else 0.0)
+        + (PUBLIC_CHAT_S if _chat_download_bytes(config) else 0.0)
         + _prepared_chars(config) / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
     )
 
 
+def _chat_download_bytes(config: RunConfig) -> int:
+    """As if nothing were in the cache yet."""
+    return PUBLIC_CHAT_BYTES if config.chat == PUBLIC and {"mid", "sft"} & set(config.trained_stages) else 0
+
+
 def _prepared_chars(config: RunConfig) -> float:
     """Characters that are tokenised: what the base stage goes through, or all there is, and the conversations."""
-    chats = CHATS_CHARS if {"mid", "sft"} & set(config.trained_stages) else 0
+    chats = _chat_chars(config)
     if "base" not in config.trained_stages:
         return chats
     wanted = (config.train_tokens or config.base.num_iterations * config.base.total_batch_size) * CHARS_PER_TOKEN
     available = _available_chars(config.data)
     return chats + (available if config.data == TINYWORLD else min(wanted, available))  # the world is tokenised whole
+
+
+def _chat_chars(config: RunConfig) -> float:
+    """Of the conversations that are tokenised: TinyWorld's whole, of others what mid and SFT go through."""
+    stages = [stage for stage in config.trained_stages if stage != "base"]
+    if config.chat == TINYWORLD:
+        return CHATS_CHARS if stages else 0
+    tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)
+    there = np.inf if config.chat == PUBLIC else len(stages) * _available_chars(config.chat)
+    return float(min(tokens * CHARS_PER_TOKEN, there))
 
 
 def _shard_bytes(config: RunConfig) -> int:

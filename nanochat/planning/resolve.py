@@ -40,6 +40,7 @@ class Request:
     hours: float | None = None
     num_workers: int = 1
     storage: str = ""
+    chat: str = TINYWORLD
     assignments: tuple[str, ...] = ()
     """`key=value` texts of --set, applied last."""
 
@@ -100,6 +101,7 @@ def resolve(
     config = RunConfig(
         mode=request.mode,
         data=request.data,
+        chat=request.chat,
         seed=request.seed,
         stages=request.stages,
         start_from=request.start_from,

@@ -16,6 +16,7 @@ from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade, shown
 from nanochat.evaluation.bpb import bits_per_byte
+from nanochat.evaluation.code_runner import WARNING
 from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after, recorded_bytes
 from nanochat.files import write_json
 from nanochat.inference.engine import Engine
@@ -27,7 +28,7 @@ from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import measure_peaks
 from nanochat.planning.memory import MemoryRecord
 from nanochat.run import Run
-from nanochat.tasks.questions import Summary, read_questions, summarise
+from nanochat.tasks.questions import Summary, read_questions, spread, summarise
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
@@ -138,7 +139,7 @@ class _Pipeline:
                 raise Interrupted
 
         say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
-        sources = open_sources(self.config.data, cache)
+        sources = open_sources(self.config.data, cache, self.config.chat, self.config.stages, say)
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
         self.fault("tokenizer")
         say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")
@@ -149,7 +150,7 @@ class _Pipeline:
             train = data[stage].train
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
-                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows; {train.lost_fraction:.1%} lost to cropping, "
+                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, "
                 f"{train.padded_fraction:.1%} padding"
             )
         return _Prepared(sources, data)
@@ -260,9 +261,12 @@ class _Pipeline:
         limit = self.config.stage(name).eval_questions
         if limit:
             start = time.perf_counter()
-            questions = read_questions(sources.questions)
-            spread = questions[:: max(-(-len(questions) // limit), 1)]  # evenly over the suite, which goes by skill
-            result.scores = scores_of(summarise(grade(engine, spread)))
+            questions, run_code = read_questions(sources.questions), self.config.run_code
+            if run_code and any(question.kind == "code" for question in questions):
+                self._note(name, WARNING, warning=True)
+            asked = [question for question in questions if run_code or question.kind != "code"]
+            graded = grade(engine, spread(asked, limit), run_code=run_code)
+            result.scores = scores_of(summarise(graded))
             seconds = time.perf_counter() - start
             result.other_s += seconds
             self.emit(TasksScored(name, result.iterations, result.scores, seconds))

@@ -82,9 +82,18 @@ def prepare_stage(
         fault("tokenising")
 
     if stage != "base":
+        # As below: the built-in conversations whole, of others what is needed.
+        most = (settings.num_iterations * settings.total_batch_size, 2 * settings.eval_tokens)
         train, val = (
-            build_chat_shards([files[stage]], tokenizer, out, row_tokens=row, progress=progress)
-            for files in (sources.chat_train, sources.chat_val)
+            build_chat_shards(
+                [files[stage]],
+                tokenizer,
+                out,
+                row_tokens=row,
+                max_tokens=None if config.chat == TINYWORLD else tokens,
+                progress=progress,
+            )
+            for files, tokens in zip((sources.chat_train, sources.chat_val), most, strict=True)
         )
         return StageData(train, val)
     # The built-in world is small: tokenised whole, so that every mode finds the same shards. Of other data what is

@@ -12,7 +12,7 @@ from nanochat.data.packing import best_fit, pack
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40).map(np.array)
 ROW_TOKENS = st.integers(1, 40)
-WAYS = [("stream", False), ("best_fit", False), ("best_fit", True)]
+METHODS = ["stream", "best_fit"]
 
 
 def rows_of(packing):
@@ -25,25 +25,22 @@ def document_starts(lengths):
     return set((np.cumsum(lengths) - lengths).tolist())
 
 
-@pytest.mark.parametrize(("method", "keep_whole"), WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
-def test_every_token_stands_once_but_for_counted_losses(method, keep_whole, lengths, row_tokens):
-    packing = pack(lengths, row_tokens, method, keep_whole)
+def test_every_token_stands_once(method, lengths, row_tokens):
+    packing = pack(lengths, row_tokens, method)
     times = np.zeros(int(lengths.sum()), dtype=int)
     for start, length, continued in packing.spans.tolist():
         times[start + continued : start + length] += 1  # the repeated token of a continued piece is only an input
-    assert (times <= 1).all()
-    assert int((times == 0).sum()) == packing.lost_tokens
-    if not keep_whole:
-        assert packing.lost_tokens == 0
+    assert (times == 1).all()
 
 
-@pytest.mark.parametrize(("method", "keep_whole"), WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
-def test_rows_are_within_bounds_and_padding_is_counted(method, keep_whole, lengths, row_tokens):
-    packing = pack(lengths, row_tokens, method, keep_whole)
+def test_rows_are_within_bounds_and_padding_is_counted(method, lengths, row_tokens):
+    packing = pack(lengths, row_tokens, method)
     filled = [sum(length for _, length, _ in row) for row in rows_of(packing)]
     assert all(1 <= tokens <= row_tokens + 1 for tokens in filled)
     assert packing.num_rows == len(filled)
@@ -52,11 +49,11 @@ def test_rows_are_within_bounds_and_padding_is_counted(method, keep_whole, lengt
         assert all(tokens == row_tokens + 1 for tokens in filled[:-1])
 
 
-@pytest.mark.parametrize(("method", "keep_whole"), WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
-def test_a_cut_repeats_the_token_before_it(method, keep_whole, lengths, row_tokens):
-    packing = pack(lengths, row_tokens, method, keep_whole)
+def test_a_cut_repeats_the_token_before_it(method, lengths, row_tokens):
+    packing = pack(lengths, row_tokens, method)
     ends = {start + length for start, length, _ in packing.spans.tolist()}
     for start, _, continued in packing.spans.tolist():
         assert (start + 1 in ends) if continued else (start in document_starts(lengths))
@@ -75,15 +72,6 @@ def test_best_fit_spans_stay_inside_documents_and_cut_only_long_ones(lengths, ro
             assert (start, length) == (first, lengths[document])
         elif start + length < ends[document]:
             assert length == row_tokens + 1  # only the last piece of a document is short
-
-
-@settings(max_examples=100, deadline=None)
-@given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
-def test_keep_whole_never_splits(lengths, row_tokens):
-    packing = pack(lengths, row_tokens, "best_fit", keep_whole=True)
-    expected = zip(np.cumsum(lengths) - lengths, np.minimum(lengths, row_tokens + 1), strict=True)
-    assert sorted(map(tuple, packing.spans[:, :2].tolist())) == sorted((int(a), int(b)) for a, b in expected)
-    assert not packing.spans[:, 2].any()
 
 
 def slow_best_fit(sizes, capacity):
@@ -113,9 +101,6 @@ def test_examples():
     lengths = np.array([3, 9, 2])  # in rows of 4 targets, 5 tokens
     assert rows_of(pack(lengths, 4, "stream")) == [[[0, 5, 0]], [[4, 5, 1]], [[8, 5, 1]], [[12, 2, 1]]]
     assert rows_of(pack(lengths, 4, "best_fit")) == [[[3, 5, 0]], [[7, 5, 1]], [[0, 3, 0], [12, 2, 0]]]
-    kept = pack(lengths, 4, "best_fit", keep_whole=True)
-    assert rows_of(kept) == [[[3, 5, 0]], [[0, 3, 0], [12, 2, 0]]]
-    assert (kept.lost_tokens, kept.padded_tokens) == (4, 0)
     # A document's last piece may stand after another document: it is marked, so that its repeated token is no target.
     assert rows_of(pack(np.array([7, 2]), 4, "best_fit")) == [[[0, 5, 0]], [[4, 3, 1], [7, 2, 0]]]
     assert rows_of(pack(np.array([3, 6]), 4, "best_fit")) == [[[3, 5, 0]], [[0, 3, 0], [7, 2, 1]]]
@@ -124,12 +109,11 @@ def test_examples():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "row_tokens", "method", "keep_whole"),
-    [([0], 4, "stream", False), ([1], 0, "stream", False), ([1], 4, "stream", True), ([1], 4, "greedy", False)],
+    ("lengths", "row_tokens", "method"), [([0], 4, "stream"), ([1], 0, "stream"), ([1], 4, "greedy")]
 )
-def test_nonsense_is_refused(lengths, row_tokens, method, keep_whole):
+def test_nonsense_is_refused(lengths, row_tokens, method):
     with pytest.raises(ValueError, match=r"positive|cannot pack"):
-        pack(np.array(lengths), row_tokens, method, keep_whole)
+        pack(np.array(lengths), row_tokens, method)
 
 
 def test_a_million_documents_pack_in_seconds():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanochat.data.sources import open_sources
+from nanochat.evaluation import answering
 from nanochat.evaluation.answering import answer, final_text, grade, shown
 from nanochat.inference.engine import Engine
 from nanochat.model import ModelConfig, Transformer
@@ -78,6 +79,29 @@ def test_only_what_follows_the_calculator_counts(tokenizer):
     ]
     assert final_text(tokenizer, ids) == "It is 2."
     assert final_text(tokenizer, tokenizer.encode(" plain ")) == "plain"
+
+
+def test_code_is_asked_for_only_where_it_may_be_run(engine, monkeypatch):
+    tests = "def check(f):\n    assert f() == 3\n\ncheck(three)\n"
+    code = Question("humaneval", "code", "def three():\n", None, tests, 0.0)
+    exact = Question("s", "exact", "Say 5", None, "5", 0.0)
+    with pytest.raises(ValueError, match="running"):
+        grade(engine, [exact, code])
+    monkeypatch.setattr(answering, "_write", lambda engine, kind, prompts: ["    return 3" if kind == "code" else "5"])
+    assert grade(engine, [exact, code], run_code=True) == [(exact, True), (code, True)]
+
+
+def test_replies_may_be_as_long_as_their_kind_needs(engine, monkeypatch):
+    asked = {}
+
+    def complete(prompts, *, max_new_tokens):
+        asked[engine.tokenizer.decode(prompts[0][2:-2])] = max_new_tokens
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr(engine, "complete", complete)
+    kinds = {"exact": "5", "number": "5", "code": "assert f()"}
+    answer(engine, [Question("s", kind, kind, None, right, 0.0) for kind, right in kinds.items()])
+    assert asked == {"exact": 96, "number": 256, "code": 512}
 
 
 def test_a_reply_is_shown_with_its_calculation():

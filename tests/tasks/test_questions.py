@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import UserError
-from nanochat.tasks.questions import Question, is_correct, read_questions, summarise
+from nanochat.tasks.questions import Question, is_correct, last_number, read_questions, spread, summarise
 
 CAPITAL = Question("geography", "exact", "What is the capital of France?", None, "Paris", 0.0)
 SUM = Question("arithmetic", "exact", "What is 37 + 58?", None, "95", 0.0)
+MANY = Question("gsm8k", "number", "How much is it all?", None, "1,250", 0.0)
+CODE = Question("humaneval", "code", "def f():\n", None, "assert f()", 0.0)
 CHOICE = Question("multiple_choice", "multiple_choice", "Which?\n- x=A\n- y=B", ("A", "B"), "B", 0.5)
 
 words = st.text("abcdefghij-", min_size=1, max_size=6)
@@ -40,6 +42,14 @@ words = st.text("abcdefghij-", min_size=1, max_size=6)
         (CHOICE, "A", False),
         (CHOICE, "A B C D", False),
         (CHOICE, "AB", False),
+        (MANY, "5 * 250 = 1250. The answer is 1250.", True),
+        (MANY, "It is $1,250.00 in all", True),
+        (MANY, "1250, or 1300", False),
+        (MANY, "-1250", False),
+        (MANY, "10-1250", True),
+        (MANY, "It is 11,250.", False),
+        (MANY, "1, 2, 50", False),
+        (MANY, "none", False),
         (Question("geography", "exact", "?", None, "New Delhi", 0.0), "The capital of India is New   Delhi.", True),
         (Question("geography", "exact", "?", None, "New Delhi", 0.0), "Delhi", False),
         (Question("spelling", "exact", "?", None, "t-i-g-e-r", 0.0), "tiger: t-i-g-e-r.", True),
@@ -78,10 +88,41 @@ def test_summary_counts_by_skill_and_overall_with_chance() -> None:
         summarise([])
 
 
+def test_chat_core_is_the_mean_accuracy_centred_on_chance() -> None:
+    summary = summarise([(CHOICE, True), (CHOICE, False), (CAPITAL, True), (CAPITAL, False), (CAPITAL, False)])
+    assert summary.by_skill["multiple_choice"].centred == 0  # half of two options
+    assert summary.chat_core == pytest.approx((0 + 1 / 3) / 2)  # a skill counts once, however many its questions
+    assert summarise([(CHOICE, False)]).chat_core == -1
+
+
+def test_a_limited_suite_asks_every_skill_alike() -> None:
+    many = [Question("many", "exact", f"{number}?", None, "5", 0.0) for number in range(1000)]
+    few = [Question("few", "exact", f"{number}?", None, "5", 0.0) for number in range(10)]
+    asked = spread([*many, *few], 40)
+    assert [question.skill for question in asked] == ["many"] * 20 + ["few"] * 10
+    assert asked[1].question == "50?"  # over all of them
+    assert spread([*many, *few], 2000) == [*many, *few]
+    assert [question.skill for question in spread([*many, *few], 1)] == ["many", "few"]
+    assert spread([], 5) == []
+
+
+def test_code_is_not_judged_by_reading_it() -> None:
+    with pytest.raises(ValueError, match="running"):
+        is_correct(CODE, "    return True")
+
+
+def test_the_last_number() -> None:
+    assert last_number("from 1 to 2.50") == last_number("2.5") == last_number("x = 2.500")
+    assert last_number("no number") is None
+    assert last_number(".5") == last_number("0.5")
+    with pytest.raises(ValueError, match="no number"):
+        Question("gsm8k", "number", "?", None, "many", 0.0)
+
+
 def test_questions_survive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps(asdict(question)) + "\n" for question in (CAPITAL, SUM, CHOICE)))
-    assert read_questions(path) == [CAPITAL, SUM, CHOICE]
+    path.write_text("".join(json.dumps(asdict(question)) + "\n" for question in (CAPITAL, SUM, CHOICE, MANY, CODE)))
+    assert read_questions(path) == [CAPITAL, SUM, CHOICE, MANY, CODE]
 
 
 @pytest.mark.parametrize(

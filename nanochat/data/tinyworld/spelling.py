@@ -58,7 +58,11 @@ SPELL_UNSEEN = ("How is {w} spelled?", "Please spell the word {w}.", "Can you sp
 
 
 def spelling(rng: Random, unseen: bool) -> Exercise:
-    word = draw_word(rng, unseen)
+    return spelling_of(draw_word(rng, unseen), rng, unseen)
+
+
+def spelling_of(word: str, rng: Random, unseen: bool) -> Exercise:
+    """How a certain word is spelled."""
     question = rng.choice(SPELL_UNSEEN if unseen else SPELL_QUESTIONS).format(w=word)
     return Exercise("spelling", question, spelled(word), f"{word}: {spelled(word)}.")
 
@@ -96,8 +100,11 @@ def counted(word: str, letters: str) -> str:
 
 
 def letter_count(rng: Random, unseen: bool) -> Exercise:
+    return letter_count_of(draw_word(rng, unseen), rng, unseen)
+
+
+def letter_count_of(word: str, rng: Random, unseen: bool) -> Exercise:
     """How often, how many, which: answered by spelling the word first, and counting aloud where there is to count."""
-    word = draw_word(rng, unseen)
     worked = spelled(word)
     kind = rng.randrange(3)
     if kind == 0:

@@ -23,7 +23,9 @@ from experiments.session import (
     CALIBRATION_S,
     begin,
     calibrated,
+    check_hub,
     hardware_to_plan_for,
+    named_data,
     named_run,
     new_record,
     show_plan,
@@ -31,6 +33,7 @@ from experiments.session import (
 )
 from experiments.terminal import make_console
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
+from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.estimate import estimate
@@ -62,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
         help="start from the weights of another run or checkpoint",
     )
     add(
-        "--data", default=TINYWORLD, help="tinyworld (built in), or a .txt, .jsonl, .parquet file, or a folder of these"
+        "--data",
+        default=TINYWORLD,
+        metavar=f"{TINYWORLD}|{'|'.join(CORPORA)}|PATH",
+        help="base text: built in, web text from the hub, or a .txt, .jsonl, .parquet file or folder of these "
+        "(default: tinyworld)",
     )
     add("--depth", type=int, help="layers of the model; everything else about its size follows")
     add(
@@ -126,6 +133,8 @@ def main(argv: list[str]) -> int:
         if run.exists():
             config, record = _continued(run, request)
         else:
+            if not args.plan:
+                check_hub(request.data)
             config, record = new_record(request, args.runs_dir)
         _check_weights(run, config)
         show_plan(console, run, config, record)
@@ -149,10 +158,9 @@ def _request(args: argparse.Namespace) -> Request:
             f"--min-workers must be between 1 and --num-workers {args.num_workers}, not {args.min_workers}",
             "leave it out to wait for all",
         )
-    data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
     return Request(
         mode=args.mode,
-        data=data,
+        data=named_data(args.data),
         stages=tuple(stage for stage in STAGES if stage in stages),
         start_from=args.start_from,
         architecture=args.architecture,

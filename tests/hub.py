@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:  # who asked is gone
             self.close_connection = True
         self.hub.record(Request(self.command, path, start, status, sent))
-        if cut_after is not None or sent < len(body) and self.command != "HEAD":
+        if cut_after is not None or (sent < len(body) and self.command != "HEAD"):
             self.close_connection = True
 
     def _send(self, body: bytes) -> int:

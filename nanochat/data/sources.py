@@ -1,11 +1,12 @@
-"""Where a run's text, conversations and questions come from: the built-in world, or the user's own files."""
+"""Where a run's text, conversations and questions come from: the built-in world, a hub, or the user's own files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.config import TINYWORLD
+from nanochat.corpora import CORPORA, Corpus
 from nanochat.data.documents import (
     VALIDATION_ONE_IN,
     find_documents,
@@ -14,6 +15,7 @@ from nanochat.data.documents import (
     read_documents,
     validation_one_in,
 )
+from nanochat.data.hub import CorpusFiles
 from nanochat.data.tinyworld import write
 
 WORLD_SEED = 0  # the same world for every run: only the run's own seed changes what is made of it
@@ -24,12 +26,20 @@ def cache_directory() -> Path:
     return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").absolute()
 
 
+def corpus_directory(corpus: Corpus, cache: Path) -> Path:
+    """Where the shards of a corpus are kept."""
+    return cache / "corpora" / corpus.name
+
+
 @dataclass(frozen=True)
 class Sources:
-    """Files of a run. Where `base_val` is empty, documents are divided by their content (`documents.is_validation`)."""
+    """Files of a run, those of a hub fetched when they are come to.
 
-    base_train: tuple[Path, ...]
-    base_val: tuple[Path, ...]
+    Where `base_val` is empty, documents are divided by their content (`documents.is_validation`).
+    """
+
+    base_train: Iterable[Path]
+    base_val: Iterable[Path]
     chat_train: dict[str, Path]
     """Conversations of the mid and sft stages."""
     chat_val: dict[str, Path]
@@ -53,18 +63,30 @@ class Sources:
             yield text
 
 
-def open_sources(data: str, cache: Path) -> Sources:
+def open_sources(
+    data: str, cache: Path, say: Callable[[str], None] = lambda text: None, corpus_shards: int = 1
+) -> Sources:
     """The sources of `--data data`; TinyWorld is written into `cache` first where it is not there yet.
 
     Conversations and questions are TinyWorld's in either case.
+
+    Args:
+        say: told what is waited for where files are fetched from a hub.
+        corpus_shards: how many of them will be needed, as far as is known.
 
     Raises:
         UserError: the path is missing, empty or of no known kind.
     """
     world = write(cache / "tinyworld" / f"world-{WORLD_SEED}", seed=WORLD_SEED).directory
     chat = {stage: world / stage for stage in ("mid", "sft")}
+    train: Iterable[Path]
+    val: Iterable[Path]
     if data == TINYWORLD:
         train, val = (tuple(sorted((world / "base").glob(f"{split}_*.parquet"))) for split in ("train", "val"))
+    elif corpus := CORPORA.get(data):
+        folder, last = corpus_directory(corpus, cache), corpus.validation
+        train = CorpusFiles(corpus, folder, range(last), corpus_shards, say)
+        val = CorpusFiles(corpus, folder, range(last, last + 1), 1, say)
     else:
         train, val = tuple(find_documents(Path(data))), ()
     return Sources(
@@ -73,7 +95,7 @@ def open_sources(data: str, cache: Path) -> Sources:
         {stage: path / "train.jsonl" for stage, path in chat.items()},
         {stage: path / "val.jsonl" for stage, path in chat.items()},
         world / "questions.jsonl",
-        validation_one_in(train),
+        validation_one_in(train) if isinstance(train, tuple) else VALIDATION_ONE_IN,
     )
 
 

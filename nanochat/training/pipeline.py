@@ -24,6 +24,7 @@ from nanochat.model import Transformer
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
+from nanochat.planning.estimate import corpus_shards
 from nanochat.planning.hardware import measure_peaks
 from nanochat.planning.memory import MemoryRecord
 from nanochat.run import Run
@@ -138,7 +139,7 @@ class _Pipeline:
                 raise Interrupted
 
         say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
-        sources = open_sources(self.config.data, cache)
+        sources = open_sources(self.config.data, cache, say, corpus_shards(self.config))
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
         self.fault("tokenizer")
         say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")

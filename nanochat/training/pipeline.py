@@ -10,7 +10,10 @@ import torch
 
 from nanochat.clock import read_clock
 from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
-from nanochat.data.batches import Batches
+from nanochat.corpora import CORPORA
+from nanochat.data.batches import Batches, SequentialBatches
+from nanochat.data.dataset import TokenDataset
+from nanochat.data.growing import Feeder, GrowingDataset
 from nanochat.data.shards import Spread
 from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
@@ -33,7 +36,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.loop import Interrupted, Surroundings, Trainee, train_stage
-from nanochat.training.prepare import StageData, prepare_stage, prepare_tokenizer
+from nanochat.training.prepare import StageData, prepare_growing, prepare_stage, prepare_tokenizer
 from nanochat.training.result import StageResult
 from nanochat.workers import Workers
 
@@ -90,8 +93,16 @@ class _Pipeline:
     ) -> None:
         self.run_, self.config, self.workers, self.emit, self.should_stop = run, config, workers, emit, should_stop
         self.fault, self.spread = fault, spread
+        self.feeder: Feeder | None = None
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            if self.feeder:
+                self.feeder.stop()
+
+    def _run(self) -> None:
         prepared = self._prepare()
         self.tokenizer = Tokenizer.load(self.run_.tokenizer_directory)
         if not self.config.trained_stages:
@@ -146,8 +157,13 @@ class _Pipeline:
         data = {}
         for stage in self.config.trained_stages:
             say(f"tokenising for {stage}")
+            if stage == "base" and self.config.data in CORPORA:
+                data[stage], self.feeder = prepare_growing(self.run_, self.config, sources, tokenizer, cache, say)
+                say("base: the first of the text is ready; the rest is fetched while the model trains")
+                continue
             data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, self.fault, self.spread)
             train = data[stage].train
+            assert isinstance(train, TokenDataset)
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
                 f"{train.num_tokens:,} tokens in {train.num_rows:,} rows; {train.lost_fraction:.1%} lost to cropping, "
@@ -228,7 +244,12 @@ class _Pipeline:
             lr_multiplier=config.lr_multiplier * by_batch,
             device_batch_size=min(config.device_batch_size, rows),
         )
-        batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
+        total_rows, seed = config.total_batch_size // self.config.model.max_seq_len, self.config.seed
+        batches = (
+            SequentialBatches(data.train, total_rows, seed)
+            if isinstance(data.train, GrowingDataset)
+            else Batches(data.train, total_rows, seed)
+        )
         result = train_stage(name, tuned, self.trainee, batches, around, found)
         self._finish(name, result, sources)
         return store.open(result.iterations) if saves else None

@@ -29,7 +29,7 @@ REACH_S = 5.0  # for the hub to answer before anything is begun
 PATIENCE_S = 600.0  # without anything new from the hub, once something is begun
 LONGEST_PAUSE_S = 30.0
 MOST_WRONG = 3  # whole files that were not what the hub says they are
-SAY_EVERY_S = 5.0
+SAY_FIRST_S, SAY_EVERY_S = 1.0, 5.0
 _POLL_S = 0.1
 _PASSING = (408, 429)  # of the answers that blame the request, those worth asking again
 HINT = "check the network, name a mirror in HF_ENDPOINT, or take --data tinyworld or --data PATH"
@@ -74,7 +74,7 @@ class CorpusFiles:
             yield self._arrived(begun.popleft())
 
     def _arrived(self, download: "Download") -> Path:
-        said = time.monotonic()
+        said = time.monotonic() + SAY_FIRST_S - SAY_EVERY_S
         while not download.ended.wait(_POLL_S):
             if time.monotonic() - said > SAY_EVERY_S:
                 said = time.monotonic()
@@ -100,9 +100,10 @@ class Download:
         threading.Thread(target=self._run, name=f"download-{shard}", daemon=True).start()
 
     def describe(self) -> str:
-        """For people, such as "shard 3 of climbmix, 42 % of 98 MB"."""
+        """For people, such as "shard 3 of climbmix, 42% of 98.3 MB"."""
         size = self.size or self.corpus.shard_bytes
-        return f"shard {self.shard} of {self.corpus.name}, {_bytes_of(self.partial) / size:.0%} of {size / 1e6:.0f} MB"
+        arrived = _bytes_of(self.partial) / size
+        return f"shard {self.shard} of {self.corpus.name}, {arrived:.0%} of {size / 1e6:,.1f} MB"
 
     def path_or_error(self) -> Path:
         """The file, once `ended`. Raises what stood against it."""

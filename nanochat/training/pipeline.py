@@ -99,8 +99,11 @@ class _Pipeline:
         try:
             self._run()
         finally:
-            if self.feeder:
-                self.feeder.stop()
+            self._stop_feeder()
+
+    def _stop_feeder(self) -> None:
+        if self.feeder:
+            self.feeder.stop()
 
     def _run(self) -> None:
         prepared = self._prepare()
@@ -113,6 +116,8 @@ class _Pipeline:
         weights = self._beginning()
         for stage in self.config.trained_stages:
             weights = self._stage(stage, prepared.data[stage], prepared.sources, weights)
+            if stage == "base":
+                self._stop_feeder()  # with a deadline, there may be more text than was gone through
 
     def _beginning(self) -> Checkpoint | None:
         """The weights that the first stage starts from: those asked for, or those of the stage before it in this run;

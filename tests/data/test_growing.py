@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_every_epoch_has_every_row_once_shard_after_shard(parts, tmp_path):
     epochs = []
     for epoch in range(2):
         indices = np.concatenate([batches.row_indices(epoch * bounds[-1] + place) for place in range(bounds[-1])])
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in pairwise(bounds):
             assert sorted(indices[first:last]) == list(range(first, last))
         epochs.append(indices)
     assert not np.array_equal(*epochs)
@@ -132,12 +133,10 @@ def test_one_shard_a_file_and_as_many_as_wanted(parts, tmp_path, tokenizer_direc
     for number in range(3):
         (tmp_path / f"{number}.parquet").write_bytes(shard(number, 10 + number))
     tokenizer, out = Tokenizer.load(tokenizer_directory), tmp_path / "shards"
-    built = [
-        build_text_shards([tmp_path / f"{number}.parquet"], tokenizer, out, split="all", row_tokens=ROW,
-                          packing="stream", max_tokens=10_000)
-        for number in range(1)
-    ]  # fmt: skip
-    assert built[0].directories[0].name == parts[0].name
+    first = build_text_shards(
+        [tmp_path / "0.parquet"], tokenizer, out, split="all", row_tokens=ROW, packing="stream", max_tokens=10_000
+    )
+    assert first.directories[0].name == parts[0].name
     few = list(stream_text_shards(sorted(tmp_path.glob("*.parquet")), tokenizer, out, **OPTIONS | {"max_tokens": 10}))
     assert len(few) == 1
 

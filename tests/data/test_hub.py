@@ -111,6 +111,7 @@ def test_the_shards_ahead_come_at_the_same_time(hub, tmp_path):
 
 
 def test_waiting_is_told(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_module, "SAY_FIRST_S", 0.2)
     monkeypatch.setattr(hub_module, "SAY_EVERY_S", 0.2)
     files = serve(hub, 1)
     size = len(files[CLIMBMIX.file(0)])
@@ -151,7 +152,7 @@ def test_a_hub_that_vanishes_leaves_what_came(hub, tmp_path):
         list(files_of(tmp_path, 1, patience_s=0.5))
     partial = tmp_path / f".{name}.partial"
     assert partial.read_bytes() == files[name][:2000]
-    hub._faults.clear()
+    hub.mend()
     assert next(iter(files_of(tmp_path, 1))).read_bytes() == files[name]
     assert hub.fetched(name)[-1].start == 2000
 

@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import COMPILE_S, estimate, modelled_memory, step_seconds
+from nanochat.planning.estimate import COMPILE_S, corpus_shards, estimate, modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, in_one_piece, resolve
@@ -191,10 +191,12 @@ class BudgetSearch:
     def prepare(self, say: Callable[[str], None]) -> None:
         """Make what all trials share: the tokenizer, and token shards for the longest training there may be."""
         say("making the data" if self.asked.request.data == TINYWORLD else f"reading {self.asked.request.data}")
-        asked = self.asked.request
-        sources = open_sources(asked.data, cache_directory(), asked.chat, self.template.stages, say)
         if self.stage == "base":
             self.template = replace(self.template, train_tokens=self._train_tokens())
+        asked = self.asked.request
+        sources = open_sources(
+            asked.data, cache_directory(), asked.chat, self.template.stages, say, corpus_shards(self.template)
+        )
         tokenizer = prepare_tokenizer(self.run, self.template, sources, say)
         say(f"tokenising for {self.stage}")
         train = prepare_stage(self.stage, self.template, sources, tokenizer, cache_directory()).train

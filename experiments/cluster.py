@@ -33,6 +33,7 @@ OWN = {  # of a cluster that is bound to this machine
     # that it cannot know, where with two clusters on a machine it would fail, or ask the wrong one.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
 }
+PASSED_ON = ("NANOCHAT_BASE_DIR", "HF_ENDPOINT", "HF_TOKEN")  # to workers on other machines
 REACHABLE_S = 5.0
 
 
@@ -54,7 +55,7 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
         _set(OWN)
     import ray
 
-    passed_on = {name: os.environ[name] for name in (*QUIET, "NANOCHAT_BASE_DIR") if name in os.environ}
+    passed_on = {name: os.environ[name] for name in (*QUIET, *PASSED_ON) if name in os.environ}
     remote = {"address": address, "runtime_env": {"env_vars": passed_on}}
     gpus = hardware.device_count if hardware.device_type == "cuda" else 0
     own = {"address": "local", "num_cpus": hardware.cpu_count, "num_gpus": gpus}

@@ -137,7 +137,7 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     from nanochat.training.pipeline import make_deterministic
     from nanochat.workers import Workers
 
-    for chatty in ("ray.train", "rustbpe"):
+    for chatty in ("ray.train", "rustbpe", "httpx", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     make_deterministic()
     workers = Workers.current(ray.train.torch.get_device())

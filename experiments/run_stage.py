@@ -24,8 +24,10 @@ from experiments.session import (
     CHAT_HELP,
     begin,
     calibrated,
+    check_hub,
     hardware_to_plan_for,
     named_chat,
+    named_data,
     named_run,
     new_record,
     show_plan,
@@ -35,6 +37,7 @@ from experiments.terminal import make_console
 from experiments.wandb_log import MODES as WANDB_MODES
 from experiments.wandb_log import check_wandb
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
+from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.estimate import estimate
@@ -66,7 +69,11 @@ def parser() -> argparse.ArgumentParser:
         help="start from the weights of another run or checkpoint",
     )
     add(
-        "--data", default=TINYWORLD, help="tinyworld (built in), or a .txt, .jsonl, .parquet file, or a folder of these"
+        "--data",
+        default=TINYWORLD,
+        metavar=f"{TINYWORLD}|{'|'.join(CORPORA)}|PATH",
+        help="base text: built in, web text from the hub, or a .txt, .jsonl, .parquet file or folder of these "
+        "(default: tinyworld)",
     )
     add("--chat", metavar="tinyworld|public|PATH", help=CHAT_HELP)
     add("--depth", type=int, help="layers of the model; everything else about its size follows")
@@ -133,6 +140,8 @@ def main(argv: list[str]) -> int:
         if run.exists():
             config, record = _continued(run, request)
         else:
+            if not args.plan:
+                check_hub(request.data)
             config, record = new_record(request, args.runs_dir)
         _check_weights(run, config)
         show_plan(console, run, config, record)
@@ -157,11 +166,10 @@ def _request(args: argparse.Namespace) -> Request:
             f"--min-workers must be between 1 and --num-workers {args.num_workers}, not {args.min_workers}",
             "leave it out to wait for all",
         )
-    data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
     return Request(
         mode=args.mode,
-        data=data,
-        chat=named_chat(args.chat, data),
+        data=named_data(args.data),
+        chat=named_chat(args.chat, args.data),
         stages=tuple(stage for stage in STAGES if stage in stages),
         start_from=args.start_from,
         architecture=args.architecture,

@@ -30,15 +30,17 @@ from experiments.terminal import Display, show_table
 from experiments.wandb_log import WAIT_S, WandbLog
 from nanochat.clock import RunClock, start_clock
 from nanochat.config import PUBLIC, STAGES, TINYWORLD, RunConfig, from_dict, usual_chat
+from nanochat.corpora import CORPORA
 from nanochat.data.chats import CHAT_STAGES, check_chat, missing
 from nanochat.data.documents import find_documents, read_documents
-from nanochat.data.mixture_rows import check_reachable
-from nanochat.data.sources import cache_directory
+from nanochat.data.hub import check_reachable, missing_bytes
+from nanochat.data.mixture_rows import check_datasets
+from nanochat.data.sources import cache_directory, corpus_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower, StageFinished
 from nanochat.inference.load import find_run, newest_checkpoint
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
-from nanochat.planning.estimate import Plan, estimate
+from nanochat.planning.estimate import Plan, corpus_shards, estimate, text_download_bytes
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
 from nanochat.planning.history import History, finished_stages
 from nanochat.planning.memory import MemoryRecord
@@ -97,6 +99,8 @@ def new_record(
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)
     plan = estimate(config, hardware, request.num_workers)
+    if hardware.measured:
+        plan = _with_what_is_there(plan, config)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
     if hardware.measured and plan.disk_bytes > free:
         raise UserError(
@@ -158,14 +162,47 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
+def _with_what_is_there(plan: Plan, config: RunConfig) -> Plan:
+    """The same plan without the downloads that were made before. Raises UserError when the others do not fit."""
+    corpus = CORPORA.get(config.data)
+    if corpus is None:
+        return plan
+    cache = cache_directory()
+    needed = [*range(corpus_shards(config)), *([corpus.validation] if "base" in config.trained_stages else [])]
+    missing_text = missing_bytes(corpus, needed, corpus_directory(corpus, cache))
+    plan = replace(plan, download_bytes=plan.download_bytes - text_download_bytes(config) + missing_text)
+    free, total = shutil.disk_usage(_existing_parent(cache)).free, plan.download_bytes + plan.prepare_disk_bytes
+    if plan.download_bytes and total > free:
+        raise UserError(
+            f"{corpus.name} needs about {total / GIB:.1f} GiB of disk ({total:,} bytes: {len(needed)} shards and their "
+            f"tokens) and {cache} has {free / GIB:.1f} GiB free ({free:,} bytes)",
+            "make room, set NANOCHAT_BASE_DIR to a larger disk, or train for fewer iterations",
+        )
+    return plan
+
+
+def named_data(text: str) -> str:
+    """What --data stands for: the name of built-in data or of a corpus, or else an absolute path."""
+    return text if text == TINYWORLD or text in CORPORA else str(Path(text).absolute())
+
+
+def check_hub(data: str, shards: int = 1) -> None:
+    """Where that many training shards of a corpus, or its validation shard, are still to come: ask for them now.
+
+    Raises UserError, within seconds, where they cannot be had.
+    """
+    if corpus := CORPORA.get(data):
+        check_reachable(corpus, [*range(shards), corpus.validation], corpus_directory(corpus, cache_directory()))
+
+
 def check_data(data: str) -> None:
     """Read the beginning of the user's data now, rather than minutes later in a worker."""
-    if data == TINYWORLD:
+    if data == TINYWORLD or data in CORPORA:
         return
     if not Path(data).exists() and "/" not in data.removeprefix(str(Path.cwd()) + "/"):
         raise UserError(
             f"--data {Path(data).name}: there is no such file or folder, and no such built-in data",
-            "give a path to .txt, .jsonl or .parquet text, or --data tinyworld",
+            f"give a path to .txt, .jsonl or .parquet text, or --data {TINYWORLD}, {', '.join(CORPORA)}",
         )
     for file in find_documents(Path(data)):
         next(read_documents([file]), None)
@@ -186,7 +223,7 @@ def check_conversations(chat: str, stages: Sequence[str]) -> None:
         return
     check_chat(chat)
     if chat == PUBLIC:
-        check_reachable(missing(trained, questions=True, cache=cache_directory()))
+        check_datasets(missing(trained, questions=True, cache=cache_directory()))
 
 
 def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
@@ -261,6 +298,8 @@ def train(
         wandb: one of `wandb_log.MODES`.
     """
     hardware = run.hardware(record)
+    if (shards := corpus_shards(config)) and not _finished(run, config):
+        check_hub(config.data, shards)
     follower = Follower(run.directory, STAGES)
     follower.skip_existing()
     run.clear_stop()

@@ -32,8 +32,10 @@ from experiments.session import (
     begin,
     check_conversations,
     check_data,
+    check_hub,
     hardware_to_plan_for,
     named_chat,
+    named_data,
     named_run,
     show_cost,
     show_plan,
@@ -47,6 +49,7 @@ from experiments.wandb_log import MODES as WANDB_MODES
 from experiments.wandb_log import check_wandb
 from nanochat.clock import RunClock
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
+from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.hardware import HARDWARE_NAMES, Hardware
@@ -69,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--space", default="budget", metavar="NAME_OR_FILE", help="of search_spaces/, or yours (default: budget)")
     add("--stages", help="that share the hours (default: base,mid,sft; of a space of a later stage, that alone)")
     add("--from", dest="start_from", default="", metavar="RUN", help="whose weights a space of mid or sft starts from")
-    add("--data", default=TINYWORLD, help="tinyworld (built in), or a text file or folder, as for run_stage.py")
+    add("--data", default=TINYWORLD, help=f"{TINYWORLD}, {', '.join(CORPORA)} or a PATH, as for run_stage.py")
     add("--chat", metavar="tinyworld|public|PATH", help=CHAT_HELP)
     add("--name", default="budget", help="of the run (default: budget)")
     add("--depth", type=int, help="of the model, if it is not to be searched")
@@ -163,10 +166,12 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UserError("; ".join(problems), f"try --hours 0.5 --stages {default}")
     policy = args.policy or ("budget" if about_base else "random")
     _check_policy(policy, about_base, args)
-    data = args.data if args.data == TINYWORLD else str(Path(args.data).absolute())
-    chat = named_chat(args.chat, data)
+    data = named_data(args.data)
+    chat = named_chat(args.chat, args.data)
     check_data(data)
     check_conversations(chat, ordered)
+    if not args.plan:
+        check_hub(data)
     start = "" if about_base else _start(args)
     request = Request(
         data=data,

@@ -7,6 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.model.config import ModelConfig
 from nanochat.optim.schedule import Schedule
@@ -189,7 +190,7 @@ def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[
 
 def usual_chat(data: str) -> str:
     """The conversations that go with some text, where the user names none: the one place where this is decided."""
-    return TINYWORLD
+    return PUBLIC if data in CORPORA else TINYWORLD
 
 
 def to_dict(config: Any) -> dict[str, Any]:

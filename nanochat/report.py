@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from nanochat.clock import read_clock
 from nanochat.config import PUBLIC, STAGES, RunConfig
+from nanochat.corpora import CORPORA
 from nanochat.curves import read_curves
 from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
 from nanochat.figures import accuracy_figure, stage_figure, time_figure
 from nanochat.model import train_flops_per_token
-from nanochat.planning.estimate import Plan, StageEstimate
+from nanochat.planning.estimate import Plan, StageEstimate, corpus_shards
 from nanochat.report_parts import Figure, Lines, Part, Row, Table, Talk, Text, page
 from nanochat.run import Run
 
@@ -151,6 +152,19 @@ def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:
         f"of it compiling, evaluating and saving: {evaluating}",
         f"memory of {largest.stage}, in GB: {parts}",
         "disk: the checkpoints a stage keeps; prepare: token shards, in the cache that runs share",
+        *_text_reasons(config, plan),
+    ]
+
+
+def _text_reasons(config: RunConfig, plan: Plan) -> list[str]:
+    """What is fetched from the hub, if anything."""
+    corpus, shards = CORPORA.get(config.data), corpus_shards(config)
+    if corpus is None or not shards:
+        return []
+    return [
+        f"text: {corpus.repository}, about {shards:,} of its {corpus.validation:,} training shards of "
+        f"{corpus.shard_bytes / 1e6:.0f} MB, {gigabytes(plan.download_bytes)} of them still to download; "
+        f"licence {corpus.licence}"
     ]
 
 

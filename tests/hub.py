@@ -89,6 +89,11 @@ class Hub:
         """One fault each of the next times the file is asked for."""
         self._faults[path].extend(faults)
 
+    def mend(self) -> None:
+        """Nothing fails any more."""
+        with self._lock:
+            self._faults.clear()
+
     def stop(self) -> None:
         """Vanish: connections that are open break off, new ones are refused."""
         if not self.gone:

@@ -98,6 +98,14 @@ class Batches:
         tokens, mask = self._dataset.rows(indices)  # (rows, time + 1)
         return to_batch(tokens, mask)
 
+    def ready(self, step: int) -> bool:
+        """Whether the batch of a step can be made now, or never."""
+        return True
+
+    def waiting_for(self) -> str:
+        """What keeps the next batch from being ready, for people."""
+        return ""
+
     def epochs(self, step: int) -> float:
         """How often the dataset has been gone through before a step."""
         return step * self._total_rows / self._dataset.num_rows
@@ -108,10 +116,60 @@ class Batches:
         return np.argsort(bits, kind="stable")
 
 
+class Growing(Rows, Protocol):
+    """Rows that become more, shard by shard, such as a GrowingDataset."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    def has(self, rows: int) -> bool:
+        """Whether there are so many rows by now, or there will never be."""
+
+    def bounds(self, rows: int) -> np.ndarray:
+        """Where each shard begins and the last one ends. Raises UserError: so many rows there will never be."""
+
+    def waiting_for(self) -> str:
+        """What comes next, for people."""
+
+
+class SequentialBatches(Batches):
+    """Batches of a dataset that may still be growing: every epoch goes through the shards one after the other, the rows
+    of each in an order of its own. So the batch of a step needs no shard but those up to its own.
+    """
+
+    def __init__(self, dataset: Growing, total_rows: int, seed: int) -> None:
+        super().__init__(dataset, total_rows, seed)
+        self._growing = dataset
+        self._order_in = lru_cache(maxsize=4)(self._shard_permutation)
+
+    def ready(self, step: int) -> bool:
+        return self._growing.has((step + 1) * self._total_rows)
+
+    def waiting_for(self) -> str:
+        return self._growing.waiting_for()
+
+    def row_indices(self, step: int) -> np.ndarray:
+        places = np.arange(step * self._total_rows, (step + 1) * self._total_rows)
+        bounds = self._growing.bounds(int(places[-1]) + 1)
+        # What is not complete has not been gone through once.
+        epochs, within = np.divmod(places, bounds[-1] if self._growing.complete else places[-1] + 1)
+        shards = np.searchsorted(bounds, within, side="right") - 1
+        indices = np.empty_like(places)
+        for epoch, shard in sorted(set(zip(epochs.tolist(), shards.tolist(), strict=True))):
+            here = (epochs == epoch) & (shards == shard)
+            first, last = bounds[shard : shard + 2].tolist()
+            indices[here] = first + self._order_in(epoch, shard, last - first)[within[here] - first]
+        return indices
+
+    def _shard_permutation(self, epoch: int, shard: int, rows: int) -> np.ndarray:
+        bits = np.random.PCG64(np.random.SeedSequence([self._seed, epoch, shard])).random_raw(rows)
+        return np.argsort(bits, kind="stable")
+
+
 def prefetch(
     batches: Batches, start: int, stop: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
 ) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`, the next ones made on a thread while one is in use.
+    """The batches of steps `start` to `stop`, the next ones made on a thread while one is in use, if they are ready.
 
     Args:
         pin: for a GPU, see `Batch.pinned`.
@@ -123,9 +181,10 @@ def prefetch(
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
         pending: deque[Future[Batch]] = deque()
+        following = start
         for step in range(start, stop):
-            pending.append(thread.submit(make, step))
-            if len(pending) > _BATCHES_AHEAD:
-                yield pending.popleft().result()
-        while pending:
+            last = min(step + _BATCHES_AHEAD + 1, stop)
+            while following == step or (following < last and batches.ready(following)):
+                pending.append(thread.submit(make, following))
+                following += 1
             yield pending.popleft().result()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_documents(files: Sequence[Path]) -> Iterator[str]:
+def read_documents(files: Iterable[Path]) -> Iterator[str]:
     """The documents of the files in order; blank ones are left out.
 
     .parquet: the column `text`. .jsonl: the key `text` of every line. .txt: what stands between `<|endoftext|>`, or,

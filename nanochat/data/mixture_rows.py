@@ -192,7 +192,7 @@ def _load(repo: str, config: str | None, split: str) -> Any:
         raise UserError(f"{repo} cannot be had from the data hub: {_first_line(error)}", _HINT) from error
 
 
-def check_reachable(names: Sequence[str]) -> None:
+def check_datasets(names: Sequence[str]) -> None:
     """Ask the hub for each of these datasets, keys of DATASETS, within seconds.
 
     Raises:

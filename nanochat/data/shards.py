@@ -90,6 +90,61 @@ def build_text_shards(
         UserError: no document in the split, a file that cannot be read, or a full disk.
     """
 
+    recipe = _text_recipe(tokenizer, split, one_in, row_tokens, packing, num_threads)
+    dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
+    if dataset is None and split == "val":
+        raise UserError(
+            "no document of the data falls into the validation split",
+            f"it takes one document in {one_in}, so give more documents, or divide the text into more of them",
+        )
+    if dataset is None:
+        raise UserError("the data holds no document to train on", "give files with text in them")
+    return dataset
+
+
+def stream_text_shards(
+    files: Iterable[Path],
+    tokenizer: Tokenizer,
+    out_dir: Path,
+    *,
+    row_tokens: int,
+    packing: str,
+    max_tokens: int,
+    num_threads: int | None = None,
+) -> Iterator[Path]:
+    """The shards of documents one after the other, each as soon as it is made; arguments as `build_text_shards`.
+
+    No shard holds text of two files, so the first is made of the first file alone. Between two of them others may
+    build in `out_dir`.
+
+    Raises:
+        UserError: a file cannot be read, or a full disk.
+    """
+    recipe = _text_recipe(tokenizer, "all", VALIDATION_ONE_IN, row_tokens, packing, num_threads)
+    num_tokens = 0
+
+    def left() -> float:
+        return max_tokens - num_tokens
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        made = _shards_of([file], out_dir, recipe, left, lambda tokens: None)
+        while True:
+            with exclusive(out_dir / ".lock"):
+                found = next(made, None)
+            if found is None:
+                break
+            directory, manifest = found
+            num_tokens += manifest["tokens"]
+            if manifest["documents"]:
+                yield directory
+        if left() <= 0:
+            return
+
+
+def _text_recipe(
+    tokenizer: Tokenizer, split: str, one_in: int, row_tokens: int, packing: str, num_threads: int | None
+) -> _Recipe:
     def read(source: Sequence[Path]) -> Iterator[str]:
         documents = read_documents(source)
         return (text for text in documents if split == "all" or is_validation(text, one_in) == (split == "val"))
@@ -103,16 +158,7 @@ def build_text_shards(
         raise ValueError(f"unknown split {split!r}")
     part = split if split == "all" else f"{split}, one in {one_in}"
     settings = _settings("text", part, row_tokens, packing, tokenizer)
-    recipe = _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
-    dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
-    if dataset is None and split == "val":
-        raise UserError(
-            "no document of the data falls into the validation split",
-            f"it takes one document in {one_in}, so give more documents, or divide the text into more of them",
-        )
-    if dataset is None:
-        raise UserError("the data holds no document to train on", "give files with text in them")
-    return dataset
+    return _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
 
 
 def build_chat_shards(

@@ -1,11 +1,12 @@
-"""Where a run's text, conversations and questions come from: the built-in world, or the user's own files."""
+"""Where a run's text, conversations and questions come from: the built-in world, a hub, or the user's own files."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.config import PUBLIC, STAGES, TINYWORLD
+from nanochat.corpora import CORPORA, Corpus
 from nanochat.data.chats import CHAT_STAGES, Chats, open_own, open_public, open_tasks
 from nanochat.data.documents import (
     VALIDATION_ONE_IN,
@@ -15,6 +16,7 @@ from nanochat.data.documents import (
     read_documents,
     validation_one_in,
 )
+from nanochat.data.hub import CorpusFiles
 from nanochat.data.tinyworld import write
 
 WORLD_SEED = 0  # the same world for every run: only the run's own seed changes what is made of it
@@ -25,12 +27,20 @@ def cache_directory() -> Path:
     return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").absolute()
 
 
+def corpus_directory(corpus: Corpus, cache: Path) -> Path:
+    """Where the shards of a corpus are kept."""
+    return cache / "corpora" / corpus.name
+
+
 @dataclass(frozen=True)
 class Sources:
-    """Files of a run. Where `base_val` is empty, documents are divided by their content (`documents.is_validation`)."""
+    """Files of a run, those of a hub fetched when they are come to.
 
-    base_train: tuple[Path, ...]
-    base_val: tuple[Path, ...]
+    Where `base_val` is empty, documents are divided by their content (`documents.is_validation`).
+    """
+
+    base_train: Iterable[Path]
+    base_val: Iterable[Path]
     chat_train: dict[str, Path]
     """Conversations of the mid and sft stages."""
     chat_val: dict[str, Path]
@@ -60,6 +70,7 @@ def open_sources(
     chat: str = TINYWORLD,
     stages: Sequence[str] = STAGES,
     say: Callable[[str], None] = lambda text: None,
+    corpus_shards: int = 1,
 ) -> Sources:
     """The sources of `--data data` and `--chat chat`; what of them is built in, or fetched, is made in `cache` first
     where it is not there yet.
@@ -70,15 +81,26 @@ def open_sources(
         stages: that will be trained: conversations of the hub are fetched for these alone.
         say: told what is being done, where it takes long.
 
+    Args:
+        say: told what is waited for where files are fetched from a hub.
+        corpus_shards: how many of them will be needed, as far as is known.
+
     Raises:
         UserError: a path is missing, empty or of no known kind, a line is no conversation, the hub cannot be reached.
     """
+    train: Iterable[Path]
+    val: Iterable[Path]
     if data == TINYWORLD:
         train, val = (tuple(sorted((_world(cache) / "base").glob(f"{split}_*.parquet"))) for split in ("train", "val"))
+    elif corpus := CORPORA.get(data):
+        folder, last = corpus_directory(corpus, cache), corpus.validation
+        train = CorpusFiles(corpus, folder, range(last), corpus_shards, say)
+        val = CorpusFiles(corpus, folder, range(last, last + 1), 1, say)
     else:
         train, val = tuple(find_documents(Path(data))), ()
     chats = _chats(chat, [stage for stage in CHAT_STAGES if stage in stages], cache, say)
-    return Sources(train, val, chats.train, chats.val, chats.questions, validation_one_in(train))
+    one_in = validation_one_in(train) if isinstance(train, tuple) else VALIDATION_ONE_IN
+    return Sources(train, val, chats.train, chats.val, chats.questions, one_in)
 
 
 def _chats(chat: str, stages: Sequence[str], cache: Path, say: Callable[[str], None]) -> Chats:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig, StageConfig
+from nanochat.corpora import CORPORA
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.model.attention import blocked_weights
 from nanochat.model.loss import CHUNK_TOKENS
@@ -91,6 +92,7 @@ class Plan:
     prepare_disk_bytes: int
     """Token shards, in the cache that runs share."""
     download_bytes: int
+    """Of text from the hub; planned for this machine, what of it is not there yet."""
     stages: tuple[StageEstimate, ...]
     num_workers: int
     speed: str
@@ -106,7 +108,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        return self.prepare_disk_bytes + sum(stage.disk_bytes for stage in self.stages)
+        return self.prepare_disk_bytes + self.download_bytes + sum(stage.disk_bytes for stage in self.stages)
 
 
 def optimizer_flops(model: ModelConfig) -> float:
@@ -212,7 +214,7 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Pla
     return Plan(
         prepare_s,
         _shard_bytes(config),
-        _chat_download_bytes(config),
+        _chat_download_bytes(config) + text_download_bytes(config),
         tuple(stages),
         num_workers,
         _speed(config, hardware, num_workers),
@@ -255,7 +257,7 @@ def _prepared_chars(config: RunConfig) -> float:
     chats = _chat_chars(config)
     if "base" not in config.trained_stages:
         return chats
-    wanted = (config.train_tokens or config.base.num_iterations * config.base.total_batch_size) * CHARS_PER_TOKEN
+    wanted = _text_tokens(config) * CHARS_PER_TOKEN
     available = _available_chars(config.data)
     return chats + (available if config.data == TINYWORLD else min(wanted, available))  # the world is tokenised whole
 
@@ -270,6 +272,28 @@ def _chat_chars(config: RunConfig) -> float:
     return float(min(tokens * CHARS_PER_TOKEN, there))
 
 
+def _text_tokens(config: RunConfig) -> int:
+    """What the base stage goes through."""
+    return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
+
+
+def corpus_shards(config: RunConfig) -> int:
+    """About how many training shards of its corpus a run needs; 0 where its text is not from a hub."""
+    corpus = CORPORA.get(config.data)
+    makes_tokenizer = not config.start_from
+    if corpus is None or not (makes_tokenizer or "base" in config.trained_stages):
+        return 0
+    tokens = _text_tokens(config) if "base" in config.trained_stages else 0
+    return corpus.shards_for(tokens, config.tokenizer.max_chars if makes_tokenizer else 0)
+
+
+def text_download_bytes(config: RunConfig) -> int:
+    """Of a corpus, as if nothing were in the cache yet."""
+    shards = corpus_shards(config)
+    validation = "base" in config.trained_stages
+    return (shards + validation) * CORPORA[config.data].shard_bytes if shards else 0
+
+
 def _shard_bytes(config: RunConfig) -> int:
     bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
     return round(SHARD_SIZE * bytes_per_token * _prepared_chars(config) / CHARS_PER_TOKEN)
@@ -279,6 +303,8 @@ def _available_chars(data: str) -> float:
     """Of the text that --data names, by the sizes of its files; of what cannot be looked at, any number."""
     if data == TINYWORLD:
         return TINYWORLD_CHARS
+    if corpus := CORPORA.get(data):
+        return corpus.validation * corpus.shard_chars
     files = [Path(data)] if Path(data).is_file() else [path for path in Path(data).rglob("*") if path.is_file()]
     return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from nanochat.workers import Workers
 
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
 EVALUATION_MARGIN = 1.3  # the last one may take so much longer than the one before
+WAIT_S, TELL_WAITING_S = 0.2, 10.0  # for data that still arrives
 SPEED_WINDOW = 200  # steps whose median is the speed
 
 
@@ -164,13 +165,38 @@ class _Stage:
             end = config.deadline_s - config.tail_s - EVALUATION_MARGIN * self.result.evaluation_s
             self.pace = Pace(config.num_iterations, self.position.progress, now, end)
 
-    def _agreed(self) -> tuple[bool, float]:
-        """Whether to stop, which any worker may ask for, and the progress, for which rank 0's clock counts."""
+    def _agreed(self, late: bool = False) -> tuple[bool, float, bool]:
+        """Whether to stop, which any worker may ask for; the progress, for which rank 0's clock counts; and whether any
+        worker's batch is late."""
         around, progress = self.around, 0.0
         if around.workers.leads:
             progress = self.pace.progress(self.position.step, around.run_clock(), self.step_s)
-        stop, progress = around.workers.sum(float(around.should_stop()), progress)
-        return bool(stop), progress
+        stop, progress, late_ones = around.workers.sum(float(around.should_stop()), progress, float(late))
+        return bool(stop), progress, bool(late_ones)
+
+    def _agreed_with_data(self, batch: int) -> tuple[bool, float]:
+        """The same when all have their batch, or there is no time left to wait for it."""
+        around, start, told = self.around, self.around.clock(), -math.inf
+        while True:
+            stop, progress, late = self._agreed(not self.batches.ready(batch))
+            if stop or progress >= 1 or not late:
+                break
+            if around.clock() - told >= TELL_WAITING_S:
+                told = around.clock()
+                missing = self.batches.waiting_for() or "more of it"
+                around.emit(Note(self.name, f"training has caught up with its data and waits for {missing}"))
+            time.sleep(WAIT_S)
+        if told > -math.inf:
+            self.result.other_s += around.clock() - start
+        return stop, progress
+
+    def _next(self, coming: Iterator[Batch]) -> Batch:
+        """The next batch. Where there will be none, the state is saved first."""
+        try:
+            return next(coming)
+        except UserError:
+            self._save(wait=True)
+            raise
 
     def _train_until_turned_back(self) -> bool:
         """Train to the end, or until a rollback, after which other batches are due. Returns whether it was that."""
@@ -178,8 +204,9 @@ class _Stage:
         first, last = self.position.batch, config.num_iterations + self.position.left_out
         workers = around.workers
         on_gpu = workers.device.type == "cuda"
-        for batch in prefetch(self.batches, first, last, workers.rank, workers.size, pin=on_gpu):
-            stop, progress = self._agreed()
+        coming = prefetch(self.batches, first, last, workers.rank, workers.size, pin=on_gpu)
+        for number in range(first, last):
+            stop, progress = self._agreed_with_data(number)
             if stop:
                 self._save(wait=True)
                 raise Interrupted
@@ -187,6 +214,7 @@ class _Stage:
                 return False  # the time is up
             self.position = replace(self.position, progress=progress)
             self._tell_saves(self.saver.ended())
+            batch = self._next(coming)
             start = clock()
             loss, grad_norm, lr_factor = self._train_step(batch)
             self._measure(loss, grad_norm, lr_factor, clock() - start)

@@ -10,7 +10,10 @@ import torch
 
 from nanochat.clock import read_clock
 from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
-from nanochat.data.batches import Batches
+from nanochat.corpora import CORPORA
+from nanochat.data.batches import Batches, SequentialBatches
+from nanochat.data.dataset import TokenDataset
+from nanochat.data.growing import Feeder, GrowingDataset
 from nanochat.data.shards import Spread
 from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
@@ -25,6 +28,7 @@ from nanochat.model import Transformer
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
+from nanochat.planning.estimate import corpus_shards
 from nanochat.planning.hardware import measure_peaks
 from nanochat.planning.memory import MemoryRecord
 from nanochat.run import Run
@@ -33,7 +37,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.loop import Interrupted, Surroundings, Trainee, train_stage
-from nanochat.training.prepare import StageData, prepare_stage, prepare_tokenizer
+from nanochat.training.prepare import StageData, prepare_growing, prepare_stage, prepare_tokenizer
 from nanochat.training.result import StageResult
 from nanochat.workers import Workers
 
@@ -90,8 +94,19 @@ class _Pipeline:
     ) -> None:
         self.run_, self.config, self.workers, self.emit, self.should_stop = run, config, workers, emit, should_stop
         self.fault, self.spread = fault, spread
+        self.feeder: Feeder | None = None
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._stop_feeder()
+
+    def _stop_feeder(self) -> None:
+        if self.feeder:
+            self.feeder.stop()
+
+    def _run(self) -> None:
         prepared = self._prepare()
         self.tokenizer = Tokenizer.load(self.run_.tokenizer_directory)
         if not self.config.trained_stages:
@@ -102,6 +117,8 @@ class _Pipeline:
         weights = self._beginning()
         for stage in self.config.trained_stages:
             weights = self._stage(stage, prepared.data[stage], prepared.sources, weights)
+            if stage == "base":
+                self._stop_feeder()  # with a deadline, there may be more text than was gone through
 
     def _beginning(self) -> Checkpoint | None:
         """The weights that the first stage starts from: those asked for, or those of the stage before it in this run;
@@ -139,15 +156,22 @@ class _Pipeline:
                 raise Interrupted
 
         say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
-        sources = open_sources(self.config.data, cache, self.config.chat, self.config.stages, say)
+        sources = open_sources(
+            self.config.data, cache, self.config.chat, self.config.stages, say, corpus_shards(self.config)
+        )
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
         self.fault("tokenizer")
         say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")
         data = {}
         for stage in self.config.trained_stages:
             say(f"tokenising for {stage}")
+            if stage == "base" and self.config.data in CORPORA:
+                data[stage], self.feeder = prepare_growing(self.run_, self.config, sources, tokenizer, cache, say)
+                say("base: the first of the text is ready; the rest is fetched while the model trains")
+                continue
             data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, self.fault, self.spread)
             train = data[stage].train
+            assert isinstance(train, TokenDataset)
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
                 f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, "
@@ -228,7 +252,12 @@ class _Pipeline:
             lr_multiplier=config.lr_multiplier * by_batch,
             device_batch_size=min(config.device_batch_size, rows),
         )
-        batches = Batches(data.train, config.total_batch_size // self.config.model.max_seq_len, self.config.seed)
+        total_rows, seed = config.total_batch_size // self.config.model.max_seq_len, self.config.seed
+        batches = (
+            SequentialBatches(data.train, total_rows, seed)
+            if isinstance(data.train, GrowingDataset)
+            else Batches(data.train, total_rows, seed)
+        )
         result = train_stage(name, tuned, self.trainee, batches, around, found)
         self._finish(name, result, sources)
         return store.open(result.iterations) if saves else None

@@ -7,19 +7,25 @@ from pathlib import Path
 
 from nanochat.config import TINYWORLD, RunConfig
 from nanochat.data.dataset import TokenDataset
-from nanochat.data.shards import Spread, build_chat_shards, build_text_shards
+from nanochat.data.growing import Feeder, GrowingDataset
+from nanochat.data.hub import CorpusFiles
+from nanochat.data.shards import Progress, Spread, build_chat_shards, build_text_shards
 from nanochat.data.sources import Sources
 from nanochat.files import write_json
+from nanochat.planning.hardware import usable_cpus
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import FILE_NAME
+
+_POLL_S = 0.1
+_SAY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class StageData:
     """Rows to train on and rows to validate on."""
 
-    train: TokenDataset
+    train: TokenDataset | GrowingDataset
     val: TokenDataset
 
 
@@ -96,9 +102,9 @@ def prepare_stage(
             for files, tokens in zip((sources.chat_train, sources.chat_val), most, strict=True)
         )
         return StageData(train, val)
+    trained = _text_tokens(config)
     # The built-in world is small: tokenised whole, so that every mode finds the same shards. Of other data what is
     # needed.
-    trained = config.train_tokens or settings.num_iterations * settings.total_batch_size
     needed = None if config.data == TINYWORLD else trained
     split = ("all", "all") if sources.base_val else ("train", "val")
     train = build_text_shards(
@@ -113,15 +119,63 @@ def prepare_stage(
         progress=progress,
         spread=spread,
     )
-    val = build_text_shards(
+    return StageData(train, _validation_text(config, sources, tokenizer, cache, split[1], progress))
+
+
+def prepare_growing(
+    run: Run, config: RunConfig, sources: Sources, tokenizer: Tokenizer, cache: Path, say: Callable[[str], None]
+) -> tuple[StageData, Feeder]:
+    """The base stage's data from a hub as soon as the first shard of it is there, and what brings the others.
+
+    Raises:
+        UserError: the first shard, or that for validation, cannot be had.
+    """
+    assert isinstance(sources.base_train, CorpusFiles)
+    feed, row, packing = run.directory / "base" / "feed", config.model.max_seq_len, config.base.packing
+    tokens = _text_tokens(config)
+    feeder = Feeder(
+        feed,
+        sources.base_train,
+        run.tokenizer_directory,
+        cache / "shards",
+        row_tokens=row,
+        packing=packing,
+        max_tokens=tokens,
+        num_threads=max(usable_cpus() // 2, 1),
+    )
+    try:
+        val = _validation_text(config, sources, tokenizer, cache, "all", lambda tokens, of: None)
+        made_from = f"{config.data}, {tokens} tokens, rows of {row} by {packing}, tokenizer {tokenizer.fingerprint}"
+        train = GrowingDataset(feed, made_from)
+        said = time.monotonic()
+        while not train.has(1):
+            time.sleep(_POLL_S)
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                say(f"waiting for {train.waiting_for() or 'the first shard'}")
+        train.bounds(1)  # what stands against it
+    except BaseException:
+        feeder.stop()
+        raise
+    return StageData(train, val), feeder
+
+
+def _text_tokens(config: RunConfig) -> int:
+    """Of the base stage's text, what is trained on."""
+    return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
+
+
+def _validation_text(
+    config: RunConfig, sources: Sources, tokenizer: Tokenizer, cache: Path, split: str, progress: Progress
+) -> TokenDataset:
+    return build_text_shards(
         sources.base_val or sources.base_train,
         tokenizer,
-        out,
-        split=split[1],
+        cache / "shards",
+        split=split,
         one_in=sources.one_in,
-        row_tokens=row,
-        packing=settings.packing,
-        max_tokens=2 * settings.eval_tokens,
+        row_tokens=config.model.max_seq_len,
+        packing=config.base.packing,
+        max_tokens=2 * config.base.eval_tokens,
         progress=progress,
     )
-    return StageData(train, val)

@@ -14,7 +14,7 @@ import pytest
 from nanochat.data import chats, mixture_rows
 from nanochat.data.chats import check_chat, open_own, open_public, open_tasks
 from nanochat.data.documents import is_validation, read_conversations
-from nanochat.data.mixture_rows import check_reachable, mixture, suite
+from nanochat.data.mixture_rows import check_datasets, mixture, suite
 from nanochat.data.mixtures import DATASETS, TASKS, Part
 from nanochat.data.shards import build_chat_shards
 from nanochat.data.sources import open_sources
@@ -254,13 +254,13 @@ THROUGH_THE_HUB = """
 import sys
 from pathlib import Path
 from nanochat.data import chats
-from nanochat.data.mixture_rows import check_reachable
+from nanochat.data.mixture_rows import check_datasets
 from nanochat.data.mixtures import MIXTURES, Part
 small = {stage: tuple(Part(**{**vars(part), "rows": part.rows and min(part.rows, 40)}) for part in parts)
          for stage, parts in MIXTURES.items()}
 chats.MIXTURES = small
 cache = Path(sys.argv[1])
-check_reachable(chats.missing(("mid", "sft"), True, cache))
+check_datasets(chats.missing(("mid", "sft"), True, cache))
 for stage in ("mid", "sft"):
     print(*chats.open_public(stage, cache, lambda text: None))
 print(chats.open_tasks(cache, lambda text: None))
@@ -288,4 +288,4 @@ def test_a_hub_without_the_dataset_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.url)
         with pytest.raises(UserError, match="smol-smoltalk cannot be had from"):
-            check_reachable(["smoltalk"])
+            check_datasets(["smoltalk"])

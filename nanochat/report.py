@@ -163,7 +163,7 @@ def _text_reasons(config: RunConfig, plan: Plan) -> list[str]:
         return []
     return [
         f"text: {corpus.repository}, about {shards:,} of its {corpus.validation:,} training shards of "
-        f"{corpus.shard_bytes / 1e6:.0f} MB, {gigabytes(plan.download_bytes)} of them still to download; "
+        f"{corpus.shard_bytes / 1e6:.0f} MB; {gigabytes(plan.download_bytes)} in all are still to download; "
         f"licence {corpus.licence}"
     ]
 

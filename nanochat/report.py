@@ -164,7 +164,7 @@ def _text_reasons(config: RunConfig, plan: Plan) -> list[str]:
     return [
         f"text: {corpus.repository}, about {shards:,} of its {corpus.validation:,} training shards of "
         f"{corpus.shard_bytes / 1e6:.0f} MB; {gigabytes(plan.download_bytes)} in all are still to download; "
-        f"licence {corpus.licence}"
+        f"training begins with the first; licence {corpus.licence}"
     ]
 
 

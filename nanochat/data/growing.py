@@ -128,19 +128,20 @@ class Feeder:
         shutil.rmtree(feed, ignore_errors=True)
         feed.mkdir(parents=True)
         arguments = (feed, files, files.patience_s, tokenizer, out_dir, options)
-        self._feed = feed
+        self._feed, self._stopped = feed, False
         self._process: BaseProcess = get_context("spawn").Process(target=_fill, args=arguments, daemon=True)
         self._process.start()
         threading.Thread(target=self._watch, name="feeder", daemon=True).start()
 
     def stop(self) -> None:
+        self._stopped = True
         self._process.terminate()
         self._process.join()
 
     def _watch(self) -> None:
         """Say so where the process dies without a word."""
         self._process.join()
-        if self._process.exitcode and not (self._feed / "end.json").exists():
+        if self._process.exitcode and not self._stopped and not (self._feed / "end.json").exists():
             message = f"the process that fetches and tokenises the text died (exit code {self._process.exitcode})"
             write_json(self._feed / "end.json", {"message": message, "hint": "the same command goes on"})
 

@@ -27,6 +27,8 @@ SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
 CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
 # What --chat public fetches and makes, see nanochat.data.mixtures: SmolTalk is most of both.
 PUBLIC_CHAT_BYTES, PUBLIC_CHAT_S = 1_000_000_000, 240.0
+DOWNLOAD_BYTES_PER_S = 30e6  # assumed: a good line of a quarter gigabit
+FIRST_CHARS = 80_000_000  # of a corpus, the text of its first token shard
 PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
 # Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
 SPREAD = {
@@ -243,13 +245,28 @@ def _prepare_seconds(config: RunConfig, hardware: Hardware) -> float:
         + min(config.tokenizer.max_chars, _available_chars(config.data)) / TOKENIZER_CHARS_PER_S
         + (TINYWORLD_S if config.data == TINYWORLD else 0.0)
         + (PUBLIC_CHAT_S if _chat_download_bytes(config) else 0.0)
-        + _prepared_chars(config) / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
+        + _first_chars(config) / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
+        + _first_download_bytes(config) / DOWNLOAD_BYTES_PER_S
     )
 
 
 def _chat_download_bytes(config: RunConfig) -> int:
     """As if nothing were in the cache yet."""
     return PUBLIC_CHAT_BYTES if config.chat == PUBLIC and {"mid", "sft"} & set(config.trained_stages) else 0
+
+
+def _first_chars(config: RunConfig) -> float:
+    """Characters that are tokenised before the first step: of a corpus little, as the rest arrives meanwhile."""
+    chars = _prepared_chars(config)
+    return chars if config.data not in CORPORA else min(chars, _chat_chars(config) + FIRST_CHARS)
+
+
+def _first_download_bytes(config: RunConfig) -> float:
+    """What is fetched before the first step: the tokenizer's text, or a shard, and the validation shard."""
+    corpus = CORPORA.get(config.data)
+    if corpus is None or not corpus_shards(config):
+        return 0.0
+    return (corpus.shards_for(0, 0 if config.start_from else config.tokenizer.max_chars) + 1) * corpus.shard_bytes
 
 
 def _prepared_chars(config: RunConfig) -> float:

@@ -2,11 +2,14 @@
 
 import os
 import pickle
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from huggingface_hub import constants
@@ -176,6 +179,33 @@ def test_what_stands_against_the_next_shard_ends_the_feed(hub, tmp_path, tokeniz
     assert dataset.bounds(1)[-1] > 0
     with pytest.raises(UserError, match=r"cannot get shard_00001.parquet .* it answers 404 Not Found"):
         dataset.bounds(10**9)
+
+
+FEEDING = """
+import sys, time
+from pathlib import Path
+from nanochat.data.growing import Feeder
+from tests.data.corpus_files import files_of
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    options = {"row_tokens": 32, "packing": "stream", "max_tokens": 10_000}
+    feeder = Feeder(place / "feed", files_of(place, 1), Path(sys.argv[2]), place / "shards", **options)
+    print(feeder._process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_feeder_ends_with_the_process_it_feeds(hub, tmp_path, tokenizer_directory):
+    serve(hub, 1, documents=10)
+    hub.fail("shard_00000.parquet", Fault(delay_s=60.0))
+    command = [sys.executable, "-c", FEEDING, str(tmp_path), str(tokenizer_directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        feeder = psutil.Process(int(parent.stdout.readline()))
+        until(lambda: any(request.method == "HEAD" for request in hub.requests))
+        assert feeder.is_running()
+        parent.kill()
+    until(lambda: not feeder.is_running() or feeder.status() == psutil.STATUS_ZOMBIE, 5)
 
 
 @pytest.mark.timeout(120)

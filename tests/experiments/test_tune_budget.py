@@ -49,6 +49,7 @@ def search_of(
         (["--hours", "1", "--space", "sft", "--from", "x", "--stages", "base"], "must begin with sft"),
         (["--hours", "1", "--from", "x"], "for spaces of mid or sft"),
         (["--hours", "1", "--data", "nowhere"], "no such file"),
+        (["--hours", "1", "--chat", "nowhere"], "no such file"),
         (["--hours", "1", "--num-workers", "0"], "at least 1"),
         (["--hours", "1", "--name", "../x"], "cannot be the name"),
     ],

@@ -148,16 +148,16 @@ class _Answer:
             return StreamingResponse(self._events(tokens, ask), media_type="text/event-stream",
                                      headers={"Cache-Control": "no-cache"})  # fmt: skip
         reader = _Stopping(ReplyReader(self.served.tokenizer), self.body.stops())
+        watching = asyncio.create_task(_cancel_if_gone(request, ask))
         try:
-            while (token := await self._next(tokens, request)) is not None:
+            while not reader.stopped and (token := self._count(await tokens.get())) is not None:
                 reader.feed(token.id)
-                if reader.stopped:
-                    break
-            if ask.error is not None:
-                raise Refusal(500, "generating failed; the server's log says why")
             reader.finish()
         finally:
+            watching.cancel()
             ask.cancelled = True
+        if ask.error is not None:
+            raise Refusal(500, "generating failed; the server's log says why")
         return self._whole(reader)
 
     def _submit(self) -> tuple[asyncio.Queue[Token | None], Ask]:
@@ -177,15 +177,6 @@ class _Answer:
         except Full:
             raise Refusal(429, "too many are waiting; try again soon", "overloaded") from None
         return tokens, ask
-
-    async def _next(self, tokens: asyncio.Queue[Token | None], request: Request) -> Token | None:
-        """The next token, or None at the end or when nobody waits for it any more."""
-        while True:
-            try:
-                return self._count(await asyncio.wait_for(tokens.get(), LOOK_S))
-            except TimeoutError:
-                if await request.is_disconnected():
-                    return None
 
     def _count(self, token: Token | None) -> Token | None:
         if token is not None:
@@ -235,6 +226,12 @@ class _Answer:
     def _usage(self) -> dict[str, int]:
         count = len(self.prompt)
         return {"prompt_tokens": count, "completion_tokens": self.written, "total_tokens": count + self.written}
+
+
+async def _cancel_if_gone(request: Request, ask: Ask) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(LOOK_S)
+    ask.cancelled = True
 
 
 def _delta(part: str, text: str) -> dict[str, Any]:

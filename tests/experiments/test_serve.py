@@ -197,17 +197,24 @@ def test_who_goes_away_gives_the_place_to_the_next(runs_dir, monkeypatch):  # no
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
         body = {"prompt": "z", "temperature": 0}
-        with httpx.stream("POST", address, json={**body, "stream": True}, timeout=10) as response:
-            next(response.iter_lines())
-            assert models.load()["parrot/base"]["served"] == 1
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(address, json=body, timeout=0.5)
-        until = time.monotonic() + 3
-        while models.load()["parrot/base"]["served"] and time.monotonic() < until:
-            time.sleep(0.05)
-        assert models.load() == {"parrot/base": {"served": 0, "waiting": 0}}
-        running.should_exit = True
-        thread.join(10)
+        try:
+            with httpx.stream("POST", address, json={**body, "stream": True}, timeout=10) as response:
+                next(response.iter_lines())
+                assert models.load()["parrot/base"]["served"] == 1
+            assert free(models)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(address, json=body, timeout=0.5)
+            assert free(models)
+        finally:
+            running.should_exit = True
+            thread.join(10)
+
+
+def free(models: Models) -> bool:
+    until = time.monotonic() + 3
+    while models.load()["parrot/base"]["served"] and time.monotonic() < until:
+        time.sleep(0.05)
+    return models.load() == {"parrot/base": {"served": 0, "waiting": 0}}
 
 
 def test_twenty_clients_are_served_alike_and_memory_stays_flat(server):

@@ -309,11 +309,11 @@ def test_the_page_in_a_browser(server, browser):
     assert texts(".user .bubble")[1] == "again\ntwice"
     browser.find_element(By.XPATH, "//button[text()='Regenerate']").click()
     until(lambda: idle() and len(texts(".assistant .bubble")) == 2)
+    if picture := os.environ.get("NANOCHAT_SCREENSHOT"):
+        browser.save_screenshot(picture)
     browser.find_elements(By.XPATH, "//button[text()='Edit']")[0].click()
     assert texts(".user .bubble") == []
     assert browser.find_element(By.ID, "text").get_attribute("value") == "hello <b>there</b>"
-    if picture := os.environ.get("NANOCHAT_SCREENSHOT"):
-        browser.save_screenshot(picture)
 
     browser.find_element(By.ID, "text").clear()
     browser.find_element(By.ID, "text").send_keys("x" * 300, Keys.ENTER)

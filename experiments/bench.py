@@ -9,6 +9,7 @@ from experiments.benchmarks import (
     budget,
     chaos,
     checkpoint,
+    core,
     generate,
     gpu,
     loader,
@@ -21,7 +22,7 @@ from experiments.benchmarks import (
 
 PARTS = {"train": train, "loader": loader, "ray": ray_overhead, "generate": generate, "packing": packing,
          "checkpoint": checkpoint, "workers": workers, "chaos": chaos, "search": search, "budget": budget,
-         "gpu": gpu}  # fmt: skip
+         "core": core, "gpu": gpu}  # fmt: skip
 
 
 QUICK = ("train", "loader", "ray", "generate", "checkpoint", "workers")  # of which `all` is made

@@ -17,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,7 @@ from nanochat.data.mixture_rows import check_datasets
 from nanochat.data.sources import cache_directory, corpus_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower, StageFinished
+from nanochat.figures import warm_up
 from nanochat.inference.load import find_run, newest_checkpoint
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.planning.estimate import Plan, corpus_shards, estimate, text_download_bytes
@@ -305,6 +307,7 @@ def train(
     run.clear_stop()
     run.write_status(Status("running"))
     watch = Watch(run, config.cap_s, clock)
+    Thread(target=warm_up, name="figures", daemon=True).start()  # so that the report does not wait for it
     log = WandbLog(run, wandb, partial(_warn, console)) if wandb != "off" else None
     with Display(console, **shown_beside(config, hardware, clock, scale.num_workers)) as display:
         stop = _Stop(run, display)
@@ -313,8 +316,8 @@ def train(
         def show_and_watch() -> None:
             for event in follower.poll():
                 display(event)
-                if isinstance(event, StageFinished):
-                    _report(console, run)
+                if isinstance(event, StageFinished) and event.stage != config.trained_stages[-1]:
+                    _report(console, run)  # the last one's is written when all has ended
             display.look()
             watch.look()
             if log:

@@ -15,6 +15,11 @@ MOST_POINTS = 400  # of a line: more cannot be seen, and make the file large
 WIDTH, HEIGHT = 9.0, 5.2  # inches
 
 
+def warm_up() -> None:
+    """What the first figure of a process, or of a machine, takes beforehand: seconds, for code and fonts."""
+    _svg(_figure(1.0))
+
+
 def stage_figure(curves: Curves, peak_flops: float, flops_per_token: float) -> str:
     """Loss and val_bpb over tokens and over time, learning rate, throughput.
 

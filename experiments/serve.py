@@ -346,6 +346,7 @@ def serve(models: Models, host: str, port: int, api_key: str, say: Callable[[str
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()  # who reads the address may come at once
     except OSError as error:
         listening.close()
         message = f"{host}:{port} cannot be served at: {error.strerror}"

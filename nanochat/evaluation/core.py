@@ -114,7 +114,8 @@ def _ask(engine: Engine, task: CoreTask, examples: list[Example], index: int) ->
     cut = [max(len(row) - engine.model.config.max_seq_len, 0) for row in rows]
     options = [_Option(row[off:], max(start - off, 1)) for row, start, off in zip(rows, starts, cut, strict=True)]
     # The last of what they share is read with each: it tells what comes first in the option.
-    return _Asked(index, options, max(_common([option.ids[: option.start] for option in options]) - 1, 0))
+    shared = _common([option.ids[: option.start] for option in options]) - 1
+    return _Asked(index, options, max(shared, 0) if len(options) > 1 else 0)
 
 
 def _common(rows: Sequence[Sequence[int]]) -> int:
@@ -149,7 +150,8 @@ def _scores(engine: Engine, batch: list[_Asked]) -> list[list[_Score]]:
     width = max(len(option.ids) - 1 - each.shared for each in batch for option in each.options)
     room = engine.model.config.max_seq_len - width  # each row is padded to that width behind what it shares
     batch = [replace(each, shared=min(each.shared, room)) for each in batch]
-    cache = _read_shared(engine, batch, max(each.shared for each in batch) + width)
+    most = max(each.shared for each in batch)
+    cache = _read_shared(engine, batch, most + width) if most else None  # whole rows have the faster kernel
     options = [(each, option) for each in batch for option in each.options]
     fed = [option.ids[each.shared : -1] for each, option in options]
     hidden = engine.model.hidden(_padded(fed, engine.device), cache)
@@ -171,8 +173,7 @@ def _read_shared(engine: Engine, batch: list[_Asked], capacity: int) -> KVCache:
     """The cache of what each example's options share, once for each of the options."""
     model, counts = engine.model, torch.tensor([each.shared for each in batch])
     cache = KVCache.empty(model.config, len(batch), capacity, model.compute_dtype, engine.device)
-    if int(counts.max()):
-        model.hidden(_padded([each.options[0].ids[: each.shared] or [0] for each in batch], engine.device), cache)
+    model.hidden(_padded([each.options[0].ids[: each.shared] for each in batch], engine.device), cache)
     cache.advance(counts.to(engine.device))
     repeats = torch.tensor([len(each.options) for each in batch], device=engine.device)
     return cache.select(torch.arange(len(batch), device=engine.device).repeat_interleave(repeats))

@@ -174,7 +174,7 @@ class _Pipeline:
             assert isinstance(train, TokenDataset)
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}, "
-                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, "
+                f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, none lost to cropping, "
                 f"{train.padded_fraction:.1%} padding"
             )
         return _Prepared(sources, data)

@@ -192,6 +192,7 @@ def test_who_goes_away_gives_the_place_to_the_next(runs_dir, monkeypatch):  # no
     models = Models(runs_dir, "parrot/base", "cpu", torch.float32)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/completions"
         running = uvicorn.Server(uvicorn.Config(make_app(models), log_level="error"))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})

@@ -61,6 +61,9 @@ def test_who_leaves_gives_the_place_to_the_next(engine, batcher):
         ask.cancelled = True
     waiting = asked(batcher, [9], 4)
     assert all_of(waiting[1]) == engine.complete([[9]], max_new_tokens=4, stop_ids=STOPS)[0]
+    until = time.monotonic() + 10
+    while batcher.load != (0, 0) and time.monotonic() < until:
+        time.sleep(0.01)
     assert batcher.load == (0, 0)
 
 

@@ -16,8 +16,9 @@ import torch
 from experiments.cli import run
 from nanochat.errors import UserError
 from nanochat.inference.engine import Engine
-from nanochat.inference.load import STAGES, find_run, load_model, newest_checkpoint
+from nanochat.inference.load import STAGES, load_model, newest_checkpoint
 from nanochat.inference.reply import ReplyReader
+from nanochat.interchange.bring_in import find_model
 from nanochat.model import Transformer
 from nanochat.tokenizer import Tokenizer, render_prompt
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     if options.serve:
         return serve_models(options)
-    run_dir = find_run(options.run, options.runs_dir)
+    run_dir = find_model(options.run, options.runs_dir, partial(print, file=sys.stderr))
     warn = partial(print, "warning:", file=sys.stderr)
     checkpoint = newest_checkpoint(run_dir, options.stage, warn=warn)
     stage = checkpoint.state["stage"]
@@ -54,7 +55,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "conversations yet, continues your text instead.",
     )
     parser.add_argument(
-        "run", nargs="?", default="", help="a run's name, or its directory; with --serve by default the newest finished"
+        "run", nargs="?", default="", help="a run's name or directory, a checkpoint of public nanochat, hf:owner/name; with --serve by default the "
+        "newest finished run",
     )
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
     parser.add_argument("--prompt", help="ask this one thing, print the answer and leave")
@@ -99,7 +101,8 @@ def serve_models(options: argparse.Namespace) -> int:
             f"at --host {options.host} everybody who reaches this machine could ask",
             "add --api-key, or leave --host out",
         )
-    run_dir = (find_run(options.run, options.runs_dir) if options.run else _newest(options.runs_dir)).absolute()
+    say = partial(print, file=sys.stderr)
+    run_dir = (find_model(options.run, options.runs_dir, say) if options.run else _newest(options.runs_dir)).absolute()
     stage = newest_checkpoint(run_dir, options.stage, warn=partial(print, "warning:", file=sys.stderr)).state["stage"]
     device, dtype, _ = choose_device()
     models = Models(run_dir.parent, f"{run_dir.name}/{stage}", device, dtype)

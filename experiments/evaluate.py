@@ -33,7 +33,8 @@ from nanochat.evaluation.answering import grade
 from nanochat.evaluation.core import CoreScore, core_metric, score_task
 from nanochat.files import exclusive, whole_or_not_at_all, write_json
 from nanochat.inference.engine import Engine
-from nanochat.inference.load import STAGES, find_run, load_model, newest_checkpoint
+from nanochat.inference.load import STAGES, load_model, newest_checkpoint
+from nanochat.interchange.bring_in import find_model
 from nanochat.report import duration
 from nanochat.report_parts import Table
 from nanochat.run import Run, read_json
@@ -50,7 +51,7 @@ PUBLIC = "public"
 def main(argv: list[str]) -> int:
     """Returns the exit code: 1 where a part of it failed."""
     options = parse(argv)
-    run = Run(find_run(options.run, options.runs_dir).absolute())
+    run = Run(find_model(options.run, options.runs_dir, partial(print, file=sys.stderr)).absolute())
     checkpoint = newest_checkpoint(run.directory, options.stage, warn=partial(print, "warning:", file=sys.stderr))
     if options.core is None:
         return _questions(run, checkpoint, options.questions)
@@ -63,7 +64,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run's name, or the path of its directory")
+    parser.add_argument("run", help="a run's name or directory, a checkpoint of public nanochat, or hf:owner/name")
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
     parser.add_argument("--questions", type=int, default=420, help="of its own suite, at most (default: 420)")
     parser.add_argument("--core", nargs="?", const=PUBLIC, metavar="FOLDER", help="CORE, of the public bundle or yours")

@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
         dest="start_from",
         default="",
         metavar="RUN_OR_CHECKPOINT",
-        help="start from the weights of another run or checkpoint",
+        help="start from the weights of another run or checkpoint, of public nanochat's (a folder with model_*.pt), or "
+        "of hf:owner/name",
     )
     add(
         "--data",

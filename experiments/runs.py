@@ -5,6 +5,7 @@
   python experiments/runs.py watch demo     # live, from another terminal
   python experiments/runs.py compare demo half
   python experiments/runs.py report demo    # writes report.md and report.html anew
+  python experiments/runs.py export demo --out demo-hf   # for transformers
   python experiments/runs.py plans          # what was planned on this machine beside what it took
   python experiments/runs.py delete old older
 """
@@ -17,9 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 from experiments import cli
 from experiments.compare import compare
@@ -30,7 +34,8 @@ from nanochat.clock import read_clock
 from nanochat.config import TRAINED_STAGES
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
-from nanochat.inference.load import find_run
+from nanochat.inference.load import STAGES, find_run, load_model, newest_checkpoint
+from nanochat.interchange.bring_in import find_model
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.history import Finished, History
 from nanochat.report import (
@@ -67,16 +72,21 @@ def main(argv: list[str]) -> int:
     comparing.add_argument("--stage", choices=TRAINED_STAGES, help="default: the first that all of them have trained")
     reporting = commands.add_parser("report", help="write a run's report.md and report.html")
     reporting.add_argument("run", help="its name, or the path of its directory")
+    exporting = commands.add_parser("export", help="a run's model as a folder that other programs load")
+    exporting.add_argument("run", help="its name, or the path of its directory")
+    exporting.add_argument("--format", choices=("hf",), default="hf", help="that of transformers (default: hf)")
+    exporting.add_argument("--out", type=Path, help="the folder to make (default: RUN-hf here)")
+    exporting.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
     delete = commands.add_parser("delete", help="runs and all that is in them; asks first")
     delete.add_argument("runs", nargs="+", metavar="RUN")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    for command in (listing, show, watching, comparing, reporting, delete):
+    for command in (listing, show, watching, comparing, reporting, exporting, delete):
         command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
     plans = commands.add_parser("plans", help="how good the plans of this machine have been, stage by stage")
     plans.add_argument("--last", type=int, default=30, help="stages to show (default: 30)")
     options = parser.parse_args(argv)
-    does = {"list": _list, "show": _show, "watch": _watch, "compare": _compare, "report": _report, "delete": _delete,
-            "plans": _plans}  # fmt: skip
+    does = {"list": _list, "show": _show, "watch": _watch, "compare": _compare, "report": _report, "export": _export,
+            "delete": _delete, "plans": _plans}  # fmt: skip
     does[options.command](options)
     return 0
 
@@ -277,6 +287,21 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError(f"{run.name} is a search, which alone knows its trials", "its own command writes its report")
     write_report(run)
     print(f"{run.report_path}\n{run.report_path.with_suffix('.html')}")
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nanochat.interchange.export import export_transformers
+
+    directory = find_model(options.run, options.runs_dir, partial(print, file=sys.stderr)).absolute()
+    checkpoint = newest_checkpoint(directory, options.stage, warn=partial(print, "warning:", file=sys.stderr))
+    model, tokenizer = load_model(checkpoint, directory / "tokenizer", "cpu", torch.float32)
+    folder, stage = options.out or Path(f"{directory.name}-hf"), checkpoint.state["stage"]
+    name = f"{directory.name}, {stage}, step {checkpoint.step:,}"
+    export_transformers(model, tokenizer, folder, chat=stage != "base", name=name)
+    print(f"{name} is in {folder}; how to load it says {folder / 'README.md'}")
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ from nanochat.data.sources import cache_directory, corpus_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower, StageFinished
 from nanochat.figures import warm_up
-from nanochat.inference.load import find_run, newest_checkpoint
+from nanochat.inference.load import newest_checkpoint
+from nanochat.interchange.bring_in import find_model
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.planning.estimate import Plan, corpus_shards, estimate, text_download_bytes
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
@@ -229,11 +230,11 @@ def check_conversations(chat: str, stages: Sequence[str]) -> None:
 
 
 def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
-    """The checkpoint that --from names, and the directory of its tokenizer."""
+    """The checkpoint that --from names, and the directory of its tokenizer; made ours if it is another program's."""
     path = Path(start_from).absolute()
     if (path / "manifest.json").exists():
         return open_checkpoint(path, check_all=False), path.parents[2] / "tokenizer"
-    run_dir = find_run(start_from, runs_dir.absolute())
+    run_dir = find_model(start_from, runs_dir.absolute(), partial(print, file=sys.stderr))
     return newest_checkpoint(run_dir, warn=partial(print, "warning:", file=sys.stderr)), run_dir / "tokenizer"
 
 

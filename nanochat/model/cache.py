@@ -12,13 +12,15 @@ from nanochat.model.config import ModelConfig
 class KVCache:
     """Keys and values of a batch of rows of different lengths.
 
-    `keys` and `values` are (layer, batch, head, capacity, head_dim); `lengths` (batch,) says how many slots of each
-    row are filled. The model writes new tokens at `lengths` but leaves `lengths` alone: who fed the tokens knows which
-    of them count (prompts are padded on the right) and calls `advance`.
+    `keys` and `values` are (layer, batch, head, capacity, head_dim), `ids` (batch, capacity) the tokens of a model that
+    smears; `lengths` (batch,) says how many slots of each row are filled. The model writes new tokens at `lengths` but
+    leaves `lengths` alone: who fed the tokens knows which of them count (prompts are padded on the right) and calls
+    `advance`.
     """
 
     keys: Tensor
     values: Tensor
+    ids: Tensor
     lengths: Tensor
 
     @classmethod
@@ -27,6 +29,7 @@ class KVCache:
         """A cache with room for `capacity` tokens in each of `batch` rows."""
         shape = (config.depth, batch, config.num_heads, capacity, config.head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device),
+                   torch.zeros(batch, capacity, dtype=torch.int64, device=device),
                    torch.zeros(batch, dtype=torch.int64, device=device))
 
     @property
@@ -38,8 +41,28 @@ class KVCache:
         self.lengths = self.lengths + counts
 
     def select(self, rows: Tensor) -> "KVCache":
-        """The cache of some of the rows only (indices (n,) or a mask (batch,))."""
-        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+        """A copy of some of the rows only (indices (n,) or a mask (batch,))."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.ids[rows], self.lengths[rows])
+
+    def part(self, rows: int, slots: int) -> "KVCache":
+        """The same memory, as far as the first rows and the first slots of each; its lengths are the part's own."""
+        return KVCache(self.keys[:, :rows, :, :slots], self.values[:, :rows, :, :slots], self.ids[:rows, :slots],
+                       self.lengths[:rows])
+
+    def put(self, places: list[int], other: "KVCache", rows: list[int]) -> None:
+        """Let the rows at `places` become those of another cache, of no more slots than this one."""
+        slots = other.capacity
+        self.keys[:, places, :, :slots] = other.keys[:, rows]
+        self.values[:, places, :, :slots] = other.values[:, rows]
+        self.ids[places, :slots] = other.ids[rows]
+        self.lengths[places] = other.lengths[rows]
+
+    def write_ids(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Store new tokens (batch, new) at `positions` (batch, new); return the token before each of them, which is any
+        where there is none."""
+        rows = torch.arange(positions.size(0), device=positions.device)[:, None]
+        self.ids[rows, positions] = ids
+        return self.ids[rows, (positions - 1).clamp(min=0)]
 
     def write(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (batch, head, new, head_dim) at `positions` (batch, new); return the layer's."""

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-GATE_CHANNELS = 32  # channels of the residual stream that decide how much of a value embedding is let in
+SMEAR_CHANNELS = 24  # channels of the embedding that decide how much of the one before is let in
+_LEAST_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class ModelConfig:
     """One letter a layer, repeated: L sees the whole context, S half of it. The last layer always sees all."""
     document_attention: bool = False
     """A position sees only its own document, not those before it in the row; see `attention.Documents`."""
+    short_window: int = 0
+    """Tokens that an S layer sees, itself included; 0 for half the context."""
+    value_gate_channels: int = 32
+    """Channels of the residual stream that decide how much of a value embedding is let in."""
+    value_gate_range: float = 2.0
+    """The most of a value embedding that is let in."""
+    query_key_scale: float = 1.0
+    """Factor on normed queries and on normed keys: above 1, attention is sharper."""
+    smear: bool = False
+    """A gated share of the embedding before it is added to each embedding (modded-nanogpt, 2025)."""
+    backout: bool = False
+    """A learned share of what the middle block left is taken out of the stream at its end (modded-nanogpt, 2025)."""
     logit_softcap: float = 15.0
     """Logits are squashed smoothly into ±this (Gemma 2, arXiv:2408.00118)."""
     rope_base: float = 10_000.0
@@ -42,7 +55,7 @@ class ModelConfig:
     def problems(self) -> list[str]:
         """Everything that makes this shape impossible, all at once."""
         found = [f"{name} must be at least {least}, not {value}" for name, value, least in (
-            ("depth", self.depth, 1), ("width", self.width, GATE_CHANNELS), ("head_dim", self.head_dim, 2),
+            ("depth", self.depth, 1), ("width", self.width, _LEAST_WIDTH), ("head_dim", self.head_dim, 2),
             ("vocab_size", self.vocab_size, 2), ("max_seq_len", self.max_seq_len, 2)) if value < least]
         if self.head_dim % 2:
             found.append(f"head_dim must be even for rotary positions, not {self.head_dim}")
@@ -50,6 +63,10 @@ class ModelConfig:
             found.append(f"width {self.width} is not a multiple of head_dim {self.head_dim}")
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
             found.append(f"window_pattern must be made of S and L, not {self.window_pattern!r}")
+        if self.short_window < 0:
+            found.append(f"short_window must be positive, or 0 for half the context, not {self.short_window}")
+        if not 1 <= self.value_gate_channels <= max(self.width, 1):
+            found.append(f"value_gate_channels must be between 1 and the width, not {self.value_gate_channels}")
         if self.logit_softcap <= 0:
             found.append(f"logit_softcap must be positive, not {self.logit_softcap}")
         return found
@@ -79,4 +96,6 @@ class ModelConfig:
     def window(self, layer: int) -> int | None:
         """How many tokens (itself included) a position of this layer sees back; None for all of them."""
         letter = self.window_pattern[layer % len(self.window_pattern)]
-        return None if letter == "L" or layer == self.depth - 1 else max(self.max_seq_len // 2, 1)
+        if letter == "L" or layer == self.depth - 1:
+            return None
+        return self.short_window or max(self.max_seq_len // 2, 1)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanochat.model.config import GATE_CHANNELS, ModelConfig
+from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         embedding=table,
         value_embeddings=value_layers * table,
         matrices=config.depth * 12 * config.width**2,
-        gates=value_layers * GATE_CHANNELS * config.num_heads,
+        gates=value_layers * config.value_gate_channels * config.num_heads + SMEAR_CHANNELS * int(config.smear),
         head=table,
-        scalars=config.depth * (int(config.residual_scalars) + int(config.input_scalars)),
+        scalars=config.depth * (int(config.residual_scalars) + int(config.input_scalars))
+        + int(config.smear)
+        + int(config.backout),
     )
 
 

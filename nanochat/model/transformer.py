@@ -1,7 +1,8 @@
 """The transformer: rotary positions, QK norm, squared ReLU, untied head, soft-capped logits, norms without parameters.
 
 Master weights are fp32; every product runs in `compute_dtype`. The 2026 additions (value embeddings, residual and input
-scalars, sliding windows) are switches of the config; with all of them off it is the October 2025 nanochat architecture.
+scalars, sliding windows, smear, backout) are switches of the config; with all of them off it is the October 2025
+nanochat architecture.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nanochat.model.attention import HEADS_FIRST, Documents, attend, attend_cached
 from nanochat.model.cache import KVCache
-from nanochat.model.config import GATE_CHANNELS, ModelConfig
+from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
 
@@ -50,7 +51,9 @@ class Block(nn.Module):
         self.mlp_in = nn.Parameter(torch.empty(4 * width, width))
         self.mlp_out = nn.Parameter(torch.empty(width, 4 * width))
         has_value = config.has_value_embedding(layer)
-        self.value_gate = nn.Parameter(torch.empty(config.num_heads, GATE_CHANNELS)) if has_value else None
+        gate = (config.num_heads, config.value_gate_channels)
+        self.value_gate = nn.Parameter(torch.empty(gate)) if has_value else None
+        self.gate_range, self.scale = config.value_gate_range, config.query_key_scale
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x · weightᵀ; in fp8 only to train, so that what is evaluated is what is kept."""
@@ -77,9 +80,12 @@ class Block(nn.Module):
         qkv = self.linear(normed, self.qkv.view(3 * width, width)).view(batch, time, 3, -1, self.head_dim)
         query, key, value = qkv.unbind(2)  # (batch, time, head, head_dim) each
         if self.value_gate is not None and value_embedding is not None:
-            gate = 2 * torch.sigmoid(F.linear(normed[..., :GATE_CHANNELS], self.value_gate.to(x.dtype)))
+            seen = normed[..., : self.value_gate.size(1)]
+            gate = self.gate_range * torch.sigmoid(F.linear(seen, self.value_gate.to(x.dtype)))
             value = value + gate[..., None] * value_embedding.to(x.dtype).view_as(value)
         query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
+        if self.scale != 1:
+            query, key = query * self.scale, key * self.scale
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if self.heads_first:
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -120,6 +126,9 @@ class Transformer(nn.Module):
         self.head = nn.Parameter(torch.empty(table))
         self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.input_scalars = nn.Parameter(torch.empty(config.depth)) if config.input_scalars else None
+        self.smear_gate = nn.Parameter(torch.empty(1, SMEAR_CHANNELS)) if config.smear else None
+        self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
+        self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
         cos, sin = rotary_angles(config.max_seq_len, config.head_dim, config.rope_base)
         self.register_buffer("cos", cos[:, None], persistent=False)  # (max_seq_len, 1, head_dim / 2)
         self.register_buffer("sin", sin[:, None], persistent=False)
@@ -157,7 +166,9 @@ class Transformer(nn.Module):
                 parameter.fill_(1.0)
             elif name == "input_scalars":
                 parameter.fill_(0.1)
-            else:  # attention_out, mlp_out, value_gate: a gate of zero lets 2·sigmoid(0) = 1 through
+            elif name == "backout_scale":
+                parameter.fill_(0.2)
+            else:  # attention_out, mlp_out, smear; value_gate: a gate of zero lets 2·sigmoid(0) = 1 through
                 parameter.zero_()
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -180,7 +191,10 @@ class Transformer(nn.Module):
             if self.bos_id is None:
                 raise ValueError("document_attention needs to know bos_id")
             documents = Documents.of(ids, self.bos_id)
-        x = start = norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
+        x = self._embedded(ids)
+        if self.smear_gate is not None:
+            x = self._smeared(x, ids, cache, positions)
+        start, middle = x, None
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             residual = None if self.residual_scalars is None else self.residual_scalars[layer]
@@ -195,7 +209,29 @@ class Transformer(nn.Module):
                 key, value = cache.write(layer, key, value, positions)
                 attended = attend_cached(query, key, value, positions, block.window)
             x = leave(block, x, attended)
+            if self.backout_scale is not None and layer == self.config.depth // 2:
+                middle = x
+        if self.backout_scale is not None and middle is not None:
+            x = x - self.backout_scale.to(x.dtype) * middle
         return norm(x)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        return norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
+
+    def _smeared(self, x: Tensor, ids: Tensor, cache: KVCache | None, positions: Tensor | None) -> Tensor:
+        """Embeddings (batch, time, width) with a share of the one before each; the first of a row has none before it,
+        nor has the first of a document where documents do not see each other."""
+        assert self.smear_gate is not None
+        assert self.smear_scale is not None
+        if cache is None:
+            before = F.pad(x[:, :-1], (0, 0, 1, 0))
+            if self.config.document_attention:
+                before = before * (ids != self.bos_id)[..., None]
+        else:
+            assert positions is not None
+            before = self._embedded(cache.write_ids(ids, positions)) * (positions > 0)[..., None]
+        gate = torch.sigmoid(F.linear(x[..., :SMEAR_CHANNELS], self.smear_gate.to(x.dtype)))
+        return x + self.smear_scale.to(x.dtype) * gate * before
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped fp32 logits (…, vocab_size) of normed hidden states (…, width)."""

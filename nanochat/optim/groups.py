@@ -35,6 +35,8 @@ def group_parameters(parameters: dict[str, nn.Parameter],
             adamw.setdefault((peak.head_lr, (0.8, 0.95)), []).append(name)
         elif name == "residual_scalars":  # a factor on the whole stream: moved a hundred times more carefully
             adamw.setdefault((peak.scalar_lr * 0.01, (0.8, 0.95)), []).append(name)
+        elif name in ("smear_gate", "smear_scale", "backout_scale"):  # public nanochat's, March 2026
+            adamw.setdefault((peak.scalar_lr * 0.4, (0.8, 0.95)), []).append(name)
         elif name == "input_scalars" or name.endswith("value_gate"):
             adamw.setdefault((peak.scalar_lr, (0.96, 0.95)), []).append(name)
         else:

@@ -65,16 +65,15 @@ class Tokenizer:
         pattern: str = SPLIT_PATTERN,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> None:
-        self._tokens = tuple(tokens)
-        self._pattern = pattern
-        self._special_ids = {name: len(self._tokens) + i for i, name in enumerate(special_tokens)}
+        self.tokens, self.pattern, self.special_tokens = tuple(tokens), pattern, tuple(special_tokens)
+        self._special_ids = {name: len(self.tokens) + i for i, name in enumerate(special_tokens)}
         self._encoding = tiktoken.Encoding(
             name="nanochat",
             pat_str=pattern,
-            mergeable_ranks={token: rank for rank, token in enumerate(self._tokens)},
+            mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._special_ids,
         )
-        self.vocab_size = len(self._tokens) + len(self._special_ids)
+        self.vocab_size = len(self.tokens) + len(self._special_ids)
         self.bos_id = self._special_ids["<|bos|>"]
         self.fingerprint = _fingerprint(self._contents())
 
@@ -135,9 +134,9 @@ class Tokenizer:
 
     def _contents(self) -> dict:
         return {
-            "pattern": self._pattern,
-            "special_tokens": list(self._special_ids),
-            "tokens": [base64.b64encode(token).decode("ascii") for token in self._tokens],
+            "pattern": self.pattern,
+            "special_tokens": list(self.special_tokens),
+            "tokens": [base64.b64encode(token).decode("ascii") for token in self.tokens],
         }
 
     def encode(self, text: str) -> list[int]:
@@ -167,7 +166,7 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """Number of UTF-8 bytes of each token, int32 (vocab_size,): 0 for special tokens, which stand for no text."""
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        lengths[: len(self._tokens)] = [len(token) for token in self._tokens]
+        lengths[: len(self.tokens)] = [len(token) for token in self.tokens]
         return lengths
 
 

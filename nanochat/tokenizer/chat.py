@@ -88,18 +88,17 @@ def render(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], list[in
             add_special("<|user_end|>", 0)
             continue
         add_special("<|assistant_start|>", 0)
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "python":
+        for kind, text in _parts(message["content"]):
+            if kind == "python":
                 add_special("<|python_start|>", 1)
-                add_text(part["text"], 1)
+                add_text(text, 1)
                 add_special("<|python_end|>", 1)
-            elif part["type"] == "python_output":  # written by the tool, never by the model
+            elif kind == "python_output":  # written by the tool, never by the model
                 add_special("<|output_start|>", 0)
-                add_text(part["text"], 0)
+                add_text(text, 0)
                 add_special("<|output_end|>", 0)
             else:
-                add_text(part["text"], 1)
+                add_text(text, 1)
         add_special("<|assistant_end|>", 1)
     return ids, mask
 
@@ -114,6 +113,19 @@ def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     if messages[-1]["role"] != "user":
         raise ValueError("the last message must be the user's")
     return [*ids, tokenizer.special("<|assistant_start|>")]
+
+
+def _parts(content: str | Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """(type, text) of what the assistant says; texts that follow each other are one, however they came to be cut."""
+    if isinstance(content, str):
+        return [("text", content)]
+    found: list[tuple[str, str]] = []
+    for part in content:
+        if found and found[-1][0] == part["type"] == "text":
+            found[-1] = ("text", found[-1][1] + part["text"])
+        else:
+            found.append((part["type"], part["text"]))
+    return found
 
 
 def _merge_system(messages: Messages) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, for
 from nanochat.files import write_json
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
-from nanochat.model import Transformer
+from nanochat.model import ModelConfig, Transformer
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
@@ -41,7 +41,8 @@ from nanochat.training.prepare import StageData, prepare_growing, prepare_stage,
 from nanochat.training.result import StageResult
 from nanochat.workers import Workers
 
-_OLD_MODEL = {"document_attention": False}  # what checkpoints of earlier versions do not say of their model
+# What checkpoints of earlier versions do not say of their model.
+_OLD_MODEL = {each.name: each.default for each in fields(ModelConfig) if each.default is not MISSING}
 TEXT_PROMPTS = ("The capital of France is", "Once upon a time")
 CHAT_PROMPTS = (
     "Hello! What is your name?",

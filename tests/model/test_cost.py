@@ -14,6 +14,7 @@ CONFIGS = {
     "shallow": ModelConfig.from_depth(1, 300, 32),
     "odd depth": ModelConfig.from_depth(3, 512, 64),
     "wide": ModelConfig.from_depth(8, 512, 32),
+    "full": replace(ModelConfig.from_depth(3, 512, 64), smear=True, backout=True, value_gate_channels=12),
     "mixed": replace(ModelConfig.from_depth(2, 512, 64), value_embeddings=False, input_scalars=False),
 }
 
@@ -26,8 +27,8 @@ def test_parameters_are_counted_exactly(config: ModelConfig) -> None:
     assert count.embedding == named["embedding"]
     assert count.head == named["head"]
     assert count.value_embeddings == sum(n for name, n in named.items() if name.startswith("value_embeddings"))
-    assert count.gates == sum(n for name, n in named.items() if name.endswith("value_gate"))
-    assert count.scalars == sum(n for name, n in named.items() if name.endswith("scalars"))
+    assert count.gates == sum(n for name, n in named.items() if name.endswith("_gate"))
+    assert count.scalars == sum(n for name, n in named.items() if name.endswith(("scalars", "scale")))
 
 
 @pytest.mark.parametrize("seq_len", [32, 16])

@@ -11,6 +11,7 @@ from nanochat.model import IGNORE, KVCache, ModelConfig, Transformer
 from nanochat.model.transformer import Block
 
 CONFIG = replace(ModelConfig.from_depth(3, 100, 32), width=64, head_dim=16)
+FULL = replace(CONFIG, smear=True, backout=True, query_key_scale=1.2, value_gate_channels=12, value_gate_range=3.0)
 
 
 def awake(config: ModelConfig = CONFIG, **options: object) -> Transformer:
@@ -66,12 +67,12 @@ def test_windows_limit_what_is_seen(attention: str, monkeypatch: pytest.MonkeyPa
     assert (last - last_changed)[:, 31].abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("pattern", ["L", "S"])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, window_pattern="S"), FULL])
 @pytest.mark.parametrize("attention", ["blocked", "sdpa"])
-def test_a_document_in_a_row_is_what_it_is_alone(attention: str, pattern: str) -> None:
+def test_a_document_in_a_row_is_what_it_is_alone(attention: str, config: ModelConfig) -> None:
     """Positions are relative, so that with attention within documents nothing tells where in a row one stands."""
     bos, lengths = CONFIG.vocab_size - 1, (5, 20, 7)
-    config = replace(CONFIG, document_attention=True, window_pattern=pattern)
+    config = replace(config, document_attention=True)
     model, across = (awake(replace(config, document_attention=within), attention=attention, bos_id=bos)
                      for within in (True, False))
     ids = some_ids(1) % bos
@@ -87,9 +88,10 @@ def test_a_document_in_a_row_is_what_it_is_alone(attention: str, pattern: str) -
         awake(config)(ids)
 
 
-@pytest.mark.parametrize("pattern", ["L", "S"])
-def test_the_cache_gives_what_the_whole_row_gives(pattern: str) -> None:
-    model, lengths = awake(replace(CONFIG, window_pattern=pattern)), torch.tensor([3, 11, 1])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, window_pattern="S"),
+                                    replace(CONFIG, window_pattern="S", short_window=3), FULL])
+def test_the_cache_gives_what_the_whole_row_gives(config: ModelConfig) -> None:
+    model, lengths = awake(config), torch.tensor([3, 11, 1])
     ids = some_ids(3)
     cache = KVCache.empty(model.config, 3, 32, torch.float32)
     with torch.no_grad():
@@ -105,8 +107,9 @@ def test_the_cache_gives_what_the_whole_row_gives(pattern: str) -> None:
             cache.advance(count)
 
 
-def test_rows_of_a_cache_can_be_dropped() -> None:
-    model, ids = awake(), some_ids(3)
+@pytest.mark.parametrize("config", [CONFIG, FULL])
+def test_rows_of_a_cache_can_be_dropped(config: ModelConfig) -> None:
+    model, ids = awake(config), some_ids(3)
     cache = KVCache.empty(model.config, 3, 32, torch.float32)
     with torch.no_grad():
         whole = model(ids)
@@ -117,7 +120,8 @@ def test_rows_of_a_cache_can_be_dropped() -> None:
     torch.testing.assert_close(logits[:, 0], torch.stack([whole[2, 6], whole[0, 8]]), rtol=1e-4, atol=1e-5)
 
 
-LATER = ("value_embeddings", "value_gate", "residual_scalars", "input_scalars")
+LATER = ("value_embeddings", "value_gate", "residual_scalars", "input_scalars", "smear_gate", "smear_scale",
+         "backout_scale")
 
 
 def test_classic_has_none_of_the_later_parameters() -> None:
@@ -126,10 +130,11 @@ def test_classic_has_none_of_the_later_parameters() -> None:
 
 
 @pytest.mark.parametrize(("switch", "parts"), [("value_embeddings", LATER[:2]), ("residual_scalars", LATER[2:3]),
-                                               ("input_scalars", LATER[3:])])
+                                               ("input_scalars", LATER[3:4]), ("smear", LATER[4:6]),
+                                               ("backout", LATER[6:])])
 def test_each_switch_adds_its_parameters_and_they_matter(switch: str, parts: tuple[str, ...]) -> None:
-    without = Transformer(replace(CONFIG, **{switch: False}))
-    model = awake()
+    without = Transformer(replace(FULL, **{switch: False}))
+    model = awake(FULL)
     added = dict(model.named_parameters()).keys() - dict(without.named_parameters()).keys()
     assert added
     assert all(name.split(".")[0] in parts or name.split(".")[-1] in parts for name in added)

@@ -149,3 +149,13 @@ def test_what_is_wrong_is_said(tokenizer, messages, message):
         check_messages(messages)
     with pytest.raises(ValueError, match=message):
         render(tokenizer, messages)
+
+
+def test_a_reply_has_the_same_tokens_however_it_is_cut():
+    tokenizer = Tokenizer.train(["the cat"] * 10, 275)
+    ask, call = {"role": "user", "content": "Hi"}, {"type": "python", "text": "1+1"}
+    cut = [{"type": "text", "text": "the c"}, {"type": "text", "text": "at"}, call]
+    whole = [{"type": "text", "text": "the cat"}, call]
+    assert len(tokenizer.encode("the c") + tokenizer.encode("at")) > len(tokenizer.encode("the cat"))
+    rows = [render(tokenizer, [ask, {"role": "assistant", "content": parts}]) for parts in (cut, whole)]
+    assert rows[0] == rows[1]

@@ -1,0 +1,1 @@
+"""Models of other programs come in, ours go out."""

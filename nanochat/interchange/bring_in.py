@@ -1,0 +1,124 @@
+"""From a model of another program to a run's directory, made once and kept in the cache."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from torch import Tensor
+
+from nanochat.data.hub import endpoint
+from nanochat.data.sources import cache_directory
+from nanochat.errors import UserError
+from nanochat.files import exclusive
+from nanochat.inference.load import find_run
+from nanochat.interchange.public import find_public, read_public
+from nanochat.interchange.transformers_format import has_template, read_transformers
+from nanochat.model import ModelConfig
+from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.bpe import FILE_NAME
+from nanochat.training.checkpoint import CheckpointStore
+
+HUB = "hf:"
+FORMAT = 1  # raise it whenever the same files would give another model
+REACH_S = 5.0
+
+Say = Callable[[str], None]
+Read = Callable[[], tuple[ModelConfig, dict[str, Tensor], Tokenizer]]
+
+
+def find_model(name: str, runs_dir: Path, say: Say = lambda text: None) -> Path:
+    """The directory of a run, by its name in `runs_dir` or by its path, or what `brought_in` makes of the name.
+
+    Raises UserError as both.
+    """
+    of_a_run = not name.startswith(HUB) and (runs_dir / name).is_dir()
+    found = None if of_a_run or not name else brought_in(name, cache_directory(), say)
+    return found or find_run(name, runs_dir)
+
+
+def brought_in(source: str, cache: Path, say: Say = lambda text: None) -> Path | None:
+    """The directory, like that of a run, of the model at `hf:owner/name[@revision]` or at a path in a format of public
+    nanochat or of transformers; None where there is no such thing.
+
+    Raises UserError: it cannot be had, is damaged, or is another kind of model; each with what is wrong.
+    """
+    if source.startswith(HUB):
+        path = _fetched(source.removeprefix(HUB), cache, say)
+    else:
+        path = Path(source).absolute()
+        if not path.exists():
+            return None
+    if found := find_public(path):
+        return _kept(found.files, found.stage, found.step, lambda: read_public(found), cache, say)
+    if (path / "config.json").is_file() and list(path.glob("*.safetensors")):
+        files = (*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.json")))
+        stage = "sft" if has_template(path) else "base"
+        return _kept(files, stage, 0, lambda: read_transformers(path), cache, say)
+    if source.startswith(HUB):
+        raise UserError(
+            f"{source} holds no model of nanochat: neither model_*.pt and meta_*.json nor config.json and safetensors",
+            "name another repository",
+        )
+    return None
+
+
+def _kept(files: tuple[Path, ...], stage: str, step: int, read: Read, cache: Path, say: Say) -> Path:
+    """The directory of what is made of these files, made now if it is not there."""
+    known = json.dumps([FORMAT, stage, step, *([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+                                               for file in files)])  # fmt: skip
+    directory = cache / "brought_in" / f"{files[0].parent.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
+    store = CheckpointStore(directory / stage / "checkpoints")
+    directory.mkdir(parents=True, exist_ok=True)
+    with exclusive(directory / ".lock"):
+        if not (store.newest(say) and (directory / "tokenizer" / FILE_NAME).exists()):
+            say(f"bringing in {files[0]}")
+            config, parameters, tokenizer = read()
+            tokenizer.save(directory / "tokenizer")
+            state = {"stage": stage, "model": asdict(config), "tokenizer": tokenizer.fingerprint}
+            store.save(step, {"model": parameters}, {**state, "source": str(files[0])})
+    return directory
+
+
+def _fetched(name: str, cache: Path, say: Say) -> Path:
+    """The folder of a repository's files, as far as they are needed."""
+    repository, _, at = name.partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise UserError(f"{HUB}{name} names no repository", f"write {HUB}owner/name")
+    revision, folder = at or None, cache / "hub"
+    try:
+        files = HfApi(endpoint()).model_info(repository, revision=revision, timeout=REACH_S).siblings or []
+        wanted = _needed([file.rfilename for file in files])
+        say(f"fetching {repository} from the hub")
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, cache_dir=folder,
+                                      endpoint=endpoint(), etag_timeout=REACH_S))  # fmt: skip
+    except OfflineModeIsEnabled:
+        pass
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if 400 <= status < 500:
+            raise UserError(
+                f"the hub has no {repository} for you ({status})", "check the name; private ones need HF_TOKEN"
+            ) from None
+    except (HTTPError, OSError):
+        pass
+    try:
+        return Path(snapshot_download(repository, revision=revision, cache_dir=folder, local_files_only=True))
+    except (HfHubHTTPError, OSError, ValueError):
+        raise UserError(
+            f"cannot reach {endpoint()} for {repository}, and it was not fetched before",
+            "check the network, name a mirror in HF_ENDPOINT, or give the path of a folder",
+        ) from None
+
+
+def _needed(files: list[str]) -> list[str]:
+    """Of a repository's files, those of its last public checkpoint, or else those of transformers."""
+    models = sorted((file for file in files if file.rpartition("/")[2].startswith("model_") and file.endswith(".pt")),
+                    key=lambda file: (file.rpartition("/")[0], file))  # fmt: skip
+    if not models:
+        return ["*.safetensors", "*.json", "*.jinja"]
+    last = models[-1]
+    return [last, last.replace("model_", "meta_").replace(".pt", ".json"), "*tokenizer.pkl"]

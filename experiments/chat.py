@@ -55,7 +55,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "conversations yet, continues your text instead.",
     )
     parser.add_argument(
-        "run", nargs="?", default="", help="a run's name or directory, a checkpoint of public nanochat, hf:owner/name; with --serve by default the "
+        "run",
+        nargs="?",
+        default="",
+        help="a run's name or directory, a checkpoint of public nanochat, or hf:owner/name; with --serve by default the "
         "newest finished run",
     )
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")

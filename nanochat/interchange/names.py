@@ -67,7 +67,7 @@ def from_theirs(weights: Mapping[str, Tensor], scheme: Scheme, model: nn.Module,
 
 def to_theirs(parameters: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
     """Weights by their names, of ours."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in parameters.items():
         names = theirs(scheme, name)
         found.update(zip(names, tensor.unbind() if len(names) > 1 else [tensor], strict=True))

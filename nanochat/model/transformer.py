@@ -226,7 +226,8 @@ class Transformer(nn.Module):
         if cache is None:
             before = F.pad(x[:, :-1], (0, 0, 1, 0))
             if self.config.document_attention:
-                before = before * (ids != self.bos_id)[..., None]
+                assert self.bos_id is not None
+                before = before * ids.ne(self.bos_id)[..., None]
         else:
             assert positions is not None
             before = self._embedded(cache.write_ids(ids, positions)) * (positions > 0)[..., None]

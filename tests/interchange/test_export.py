@@ -69,8 +69,11 @@ def test_greedy_generation_is_the_same(both, tokenizer):
 
 def test_it_ends_where_ours_ends(both, tokenizer):
     model, theirs, _ = both
-    prompt = next([tokenizer.bos_id, value] for value in range(256)
-                  if len(Engine(model, tokenizer).complete([[tokenizer.bos_id, value]], max_new_tokens=40)[0]) < 40)  # fmt: skip
+
+    def ends(prompt):
+        return len(Engine(model, tokenizer).complete([prompt], max_new_tokens=40)[0]) < 40
+
+    prompt = next(filter(ends, ([tokenizer.bos_id, value] for value in range(256))))
     ours = Engine(model, tokenizer).complete([prompt], max_new_tokens=40)[0]
     found = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40)[0, 2:].tolist()
     assert found[:-1] == ours

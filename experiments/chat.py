@@ -58,8 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "run",
         nargs="?",
         default="",
-        help="a run's name or directory, a checkpoint of public nanochat, or hf:owner/name; with --serve by default the "
-        "newest finished run",
+        help="a run's name or directory, a checkpoint of public nanochat, or hf:owner/name; with --serve by default "
+        "the newest finished run",
     )
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
     parser.add_argument("--prompt", help="ask this one thing, print the answer and leave")

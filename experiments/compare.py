@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from nanochat.config import TRAINED_STAGES, to_dict
 from nanochat.curves import Curves, read_curves
 from nanochat.errors import UserError
+from nanochat.figures import comparison_figure
 from nanochat.report import duration
-from nanochat.report_parts import Table, Text
+from nanochat.report_parts import Figure, Table, Text
 from nanochat.run import Run
 from nanochat.search.priors import prior_for
 
@@ -16,11 +17,12 @@ BEYOND = 2.0  # standard deviations
 NOT_OF_THE_MODEL = ("start_from", "start_tokenizer", "storage")  # paths, which differ as runs do
 
 
-def compare(runs: Sequence[Run], stage: str | None = None) -> list[Table | Text]:
+def compare(runs: Sequence[Run], stage: str | None = None, *, drawn: bool = False) -> list[Table | Text | Figure]:
     """Each run beside the first.
 
     Args:
         stage: whose course is compared; None: the first that all of them have trained.
+        drawn: with a figure, which takes a second or two.
 
     Raises:
         UserError: there is no such stage.
@@ -32,7 +34,10 @@ def compare(runs: Sequence[Run], stage: str | None = None) -> list[Table | Text]
         raise UserError("these runs have no trained stage in common", "python experiments/runs.py list")
     name = stage or common[0]
     curves = [read_curves(run, name) for run in runs]
-    told: list[Table | Text] = [settings_table(runs)]
+    told: list[Table | Text | Figure] = [settings_table(runs)]
+    if drawn:
+        lines = {run.name: each for run, each in zip(runs, curves, strict=True)}
+        told.append(Figure(f"val_bpb of {name}", comparison_figure(lines)))
     told += [_course(name, runs, curves, "tokens", lambda run: run.tokens[-1], "{:,.0f}".format, Curves.bpb_at_tokens),
              _course(name, runs, curves, "training time", lambda run: run.seconds[-1], duration,
                      Curves.bpb_at_seconds)]  # fmt: skip

@@ -1,9 +1,11 @@
-"""How good a run's model is: the questions of its own suite, or CORE, the 22 tasks that base models are compared by.
+"""How good a model is: the questions of its own suite, or CORE, the 22 tasks that base models are compared by, or any
+task of EleutherAI's harness.
 
   python experiments/evaluate.py demo                               # the questions that go with its conversations
   python experiments/evaluate.py web --core                         # CORE; the data is fetched once
   python experiments/evaluate.py web --core eval_bundle/ --max-per-task 500 --tasks arc_easy,piqa
   python experiments/evaluate.py web --core --num-workers 8         # a GPU each
+  python experiments/evaluate.py web --lm-eval hellaswag,wikitext   # needs pip install -e ".[lm-eval]"
 
 What was found is shown, and kept in the run's directory under evaluations/.
 """
@@ -16,6 +18,7 @@ import urllib.request
 import zipfile
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -53,6 +56,8 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     run = Run(find_model(options.run, options.runs_dir, partial(print, file=sys.stderr)).absolute())
     checkpoint = newest_checkpoint(run.directory, options.stage, warn=partial(print, "warning:", file=sys.stderr))
+    if options.lm_eval:
+        return _harness(run, checkpoint, options)
     if options.core is None:
         return _questions(run, checkpoint, options.questions)
     folder = core_bundle(cache_directory()) if options.core == PUBLIC else Path(options.core)
@@ -69,7 +74,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=420, help="of its own suite, at most (default: 420)")
     parser.add_argument("--core", nargs="?", const=PUBLIC, metavar="FOLDER", help="CORE, of the public bundle or yours")
     parser.add_argument("--tasks", default="", help="of CORE, separated by commas (default: all)")
-    parser.add_argument("--max-per-task", type=int, help="examples of each task of CORE, at most")
+    parser.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's harness, separated by commas")
+    parser.add_argument("--include-path", type=Path, metavar="FOLDER", help="your own tasks in the harness's YAML")
+    parser.add_argument("--num-fewshot", type=int, help="examples before a question of the harness's (default: task's)")
+    parser.add_argument("--max-per-task", type=int, help="examples of each task of CORE or the harness, at most")
     parser.add_argument("--num-workers", type=int, default=1, help="that share the examples of CORE (default: 1)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
     options = parser.parse_args(argv)
@@ -77,6 +85,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if options.lm_eval and (options.core is not None or options.num_workers > 1):
+        raise UserError("--lm-eval goes neither with --core nor with --num-workers", "run it alone")
+    if options.include_path and not options.include_path.is_dir():
+        raise UserError(f"--include-path {options.include_path} is no folder")
     if torch.cuda.is_available() and options.num_workers > torch.cuda.device_count():
         raise UserError(f"--num-workers {options.num_workers}, and there are {torch.cuda.device_count()} GPUs")
     return options
@@ -86,9 +98,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _questions(run: Run, checkpoint: Checkpoint, limit: int) -> int:
-    config = run.config()
+    if not run.exists():
+        raise UserError(f"{run.name} was not trained here and has no questions of its own", "add --core or --lm-eval")
     if checkpoint.state["stage"] == "base":
         raise UserError(f"{run.name} has a base model, which answers no questions", "add --core, or train mid and SFT")
+    config = run.config()
     sources = open_sources(config.data, cache_directory(), config.chat or usual_chat(config.data), config.stages)
     model, tokenizer = load_model(checkpoint, run.tokenizer_directory, *choose_device()[:2])
     questions = [each for each in read_questions(sources.questions) if config.run_code or each.kind != "code"]
@@ -214,7 +228,33 @@ def _fetch(url: str, to: Path) -> None:
         raise UserError(f"{url} cannot be had: {reason}", "give --core a folder with the data") from error
 
 
-# --- both ------------------------------------------------------------------------------------------------------------
+# --- EleutherAI's harness --------------------------------------------------------------------------------------------
+
+
+def _harness(run: Run, checkpoint: Checkpoint, options: argparse.Namespace) -> int:
+    if find_spec("lm_eval") is None:
+        raise UserError("--lm-eval needs EleutherAI's harness", 'pip install -e ".[lm-eval]"')
+    from experiments.lm_harness import ask_harness
+
+    names = [name.strip() for name in options.lm_eval.split(",") if name.strip()]
+    model, tokenizer = load_model(checkpoint, run.tokenizer_directory, *choose_device()[:2])
+    found = ask_harness(Engine(model, tokenizer), names, tasks_of=options.include_path, limit=options.max_per_task,
+                        shots=options.num_fewshot)  # fmt: skip
+    rows = []
+    for task, scores in found.items():
+        for key, value in scores.items():
+            metric, _, kind = key.partition(",")
+            error = scores.get(f"{metric}_stderr,{kind}")
+            if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
+                rows.append((task, metric if kind == "none" else f"{metric} ({kind})", f"{value:.4f}",
+                             f"± {error:.4f}" if isinstance(error, int | float) else ""))  # fmt: skip
+    columns = ("task", "metric", "value", "standard error")
+    show_table(make_console(), Table(_title(run, checkpoint), columns, tuple(rows)))
+    _keep(run, checkpoint, "lm-eval", found)
+    return 0
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
 
 
 def _title(run: Run, checkpoint: Checkpoint) -> str:

@@ -50,9 +50,10 @@ class Models:
         found = {}
         for directory in sorted(self.runs_dir.iterdir()) if self.runs_dir.is_dir() else ():
             for stage in STAGES:
-                kept = directory / stage / "checkpoints"
-                if not directory.name.startswith(".") and kept.is_dir() and CheckpointStore(kept).steps():
-                    found[f"{directory.name}/{stage}"] = kept.stat().st_mtime
+                kept, ended = directory / stage / "checkpoints", Run(directory).result_path(stage)
+                here = kept.is_dir() and CheckpointStore(kept).steps()
+                if not directory.name.startswith(".") and (here or ended.exists()):  # else, of an ended one, on a store
+                    found[f"{directory.name}/{stage}"] = (kept if here else ended).stat().st_mtime
         return found
 
     def open(self, name: str) -> Served:

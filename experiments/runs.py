@@ -3,7 +3,7 @@
   python experiments/runs.py list
   python experiments/runs.py show demo
   python experiments/runs.py watch demo     # live, from another terminal
-  python experiments/runs.py compare demo half
+  python experiments/runs.py compare demo half --html both.html
   python experiments/runs.py report demo    # writes report.md and report.html anew
   python experiments/runs.py export demo --out demo-hf   # for transformers
   python experiments/runs.py plans          # what was planned on this machine beside what it took
@@ -49,7 +49,7 @@ from nanochat.report import (
     stage_table,
     write_report,
 )
-from nanochat.report_parts import Table
+from nanochat.report_parts import Table, Text, page
 from nanochat.run import SILENCE_S, Run
 
 CLOSE = 0.1  # the share by which a plan may be off
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     comparing = commands.add_parser("compare", help="what runs were set to, how they came along, where they ended")
     comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more; each is held against the first")
     comparing.add_argument("--stage", choices=TRAINED_STAGES, help="default: the first that all of them have trained")
+    comparing.add_argument("--html", type=Path, metavar="FILE", help="the same as a page, with curves")
     reporting = commands.add_parser("report", help="write a run's report.md and report.html")
     reporting.add_argument("run", help="its name, or the path of its directory")
     exporting = commands.add_parser("export", help="a run's model as a folder that other programs load")
@@ -273,11 +274,15 @@ def _compare(options: argparse.Namespace) -> None:
     if len(runs) < 2:
         raise UserError("there is nothing to compare it with", "name two runs or more")
     console = make_console()
-    for part in compare(runs, options.stage):
+    parts = compare(runs, options.stage, drawn=options.html is not None)
+    for part in parts:
         if isinstance(part, Table):
             show_table(console, part)
-        else:
+        elif isinstance(part, Text):
             console.print("\n".join(part.paragraphs), soft_wrap=True, markup=False)
+    if options.html:
+        options.html.write_text(page(" and ".join(run.name for run in runs), parts), encoding="utf-8")
+        print(f"With curves: {options.html}")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -13,11 +14,12 @@ from torch import Tensor
 from nanochat.data.hub import endpoint
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
-from nanochat.files import exclusive
+from nanochat.files import exclusive, write_json
 from nanochat.inference.load import find_run
 from nanochat.interchange.public import find_public, read_public
 from nanochat.interchange.transformers_format import has_template, read_transformers
 from nanochat.model import ModelConfig
+from nanochat.run import read_json
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import FILE_NAME
 from nanochat.training.checkpoint import CheckpointStore
@@ -35,7 +37,7 @@ def find_model(name: str, runs_dir: Path, say: Say = lambda text: None) -> Path:
 
     Raises UserError as both.
     """
-    of_a_run = not name.startswith(HUB) and (runs_dir / name).is_dir()
+    of_a_run = Path(name).name == name and (runs_dir / name).is_dir()
     found = None if of_a_run or not name else brought_in(name, cache_directory(), say)
     return found or find_run(name, runs_dir)
 
@@ -74,7 +76,7 @@ def _kept(files: tuple[Path, ...], stage: str, step: int, read: Read, cache: Pat
     store = CheckpointStore(directory / stage / "checkpoints")
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory / ".lock"):
-        if not (store.newest(say) and (directory / "tokenizer" / FILE_NAME).exists()):
+        if not (store.steps() and (directory / "tokenizer" / FILE_NAME).exists()):
             say(f"bringing in {files[0]}")
             config, parameters, tokenizer = read()
             tokenizer.save(directory / "tokenizer")
@@ -88,13 +90,16 @@ def _fetched(name: str, cache: Path, say: Say) -> Path:
     repository, _, at = name.partition("@")
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise UserError(f"{HUB}{name} names no repository", f"write {HUB}owner/name")
-    revision, folder = at or None, cache / "hub"
+    folder = cache / "hub"
+    fetch = partial(snapshot_download, repository, revision=at or None, cache_dir=folder, etag_timeout=REACH_S)
+    known = folder / f"{name.replace('/', '--')}.files.json"  # what of it was wanted, for when it cannot be asked
     try:
-        files = HfApi(endpoint()).model_info(repository, revision=revision, timeout=REACH_S).siblings or []
+        files = HfApi(endpoint()).model_info(repository, revision=at or None, timeout=REACH_S).siblings or []
         wanted = _needed([file.rfilename for file in files])
         say(f"fetching {repository} from the hub")
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, cache_dir=folder,
-                                      endpoint=endpoint(), etag_timeout=REACH_S))  # fmt: skip
+        found = Path(fetch(allow_patterns=wanted, endpoint=endpoint()))
+        write_json(known, {"wanted": wanted})
+        return found
     except OfflineModeIsEnabled:
         pass
     except HfHubHTTPError as error:
@@ -106,8 +111,8 @@ def _fetched(name: str, cache: Path, say: Say) -> Path:
     except (HTTPError, OSError):
         pass
     try:
-        return Path(snapshot_download(repository, revision=revision, cache_dir=folder, local_files_only=True))
-    except (HfHubHTTPError, OSError, ValueError):
+        return Path(fetch(allow_patterns=read_json(known)["wanted"], local_files_only=True))
+    except (UserError, KeyError, OSError, ValueError):
         raise UserError(
             f"cannot reach {endpoint()} for {repository}, and it was not fetched before",
             "check the network, name a mirror in HF_ENDPOINT, or give the path of a folder",

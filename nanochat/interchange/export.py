@@ -1,6 +1,7 @@
 """A trained model as a folder that `transformers` loads; needs the extra [hf]."""
 
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from nanochat.interchange.transformers_format import MODELING_FILE, characters_o
 from nanochat.model import Transformer
 from nanochat.tokenizer import Tokenizer
 
+TABLES = ("embedding", "head", "value_embeddings")  # a row a token
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def export_transformers(model: Transformer, tokenizer: Tokenizer, folder: Path, *, chat: bool, name: str) -> None:
     """Write config.json, model.safetensors, tokenizer.json, a chat template if it was taught to chat, and README.md.
+
+    Rows of the tables that stand for no token, which are never generated here, are left out.
 
     Raises UserError: the folder is there already, the disk is full, or the extra is not installed.
     """
@@ -26,10 +30,13 @@ def export_transformers(model: Transformer, tokenizer: Tokenizer, folder: Path, 
         raise UserError(f"{folder} is there already", "name another --out, or delete it")
     fast = _fast_tokenizer(tokenizer, model.config.max_seq_len, chat=chat)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    config = config_json(model.config, tokenizer)
+    architecture, count = replace(model.config, vocab_size=tokenizer.vocab_size), tokenizer.vocab_size
+    config = config_json(architecture, tokenizer)
     with whole_or_not_at_all(folder) as partial:
         fast.save_pretrained(partial)
-        weights = to_theirs({key: tensor.float().cpu() for key, tensor in model.named_parameters()}, TRANSFORMERS)
+        ours = {key: (tensor[:count] if key.partition(".")[0] in TABLES else tensor).float().cpu()
+                for key, tensor in model.named_parameters()}  # fmt: skip
+        weights = to_theirs(ours, TRANSFORMERS)
         save_file({key: tensor.contiguous() for key, tensor in weights.items()}, partial / "model.safetensors",
                   metadata={"format": "pt"})  # fmt: skip
         write_json(partial / "config.json", config)

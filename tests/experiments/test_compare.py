@@ -36,7 +36,10 @@ def test_runs_are_compared_at_equal_tokens_and_at_equal_time(tmp_path, capsys):
     trained(tmp_path / "slow", [2.0, 1.0, 0.5, 0.45], seconds=2.0, accuracy=0.5)
     quick = replace(CONFIG, seed=3, base=replace(CONFIG.base, lr_multiplier=2.0))
     trained(tmp_path / "quick", [2.0, 1.5, 1.0, 0.9, 0.8, 0.7, 0.6, 0.4], accuracy=0.9, config=quick)
-    assert run_main("compare", "slow", "quick", "--runs-dir", tmp_path) == 0
+    drawn = tmp_path / "both.html"
+    assert run_main("compare", "slow", "quick", "--runs-dir", tmp_path, "--html", drawn) == 0
+    assert drawn.read_text().count("<svg") == 1
+    assert "val_bpb of base" in drawn.read_text()
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["base.lr_multiplier", "5", "2"] in lines
     assert ["seed", "0", "3"] in lines

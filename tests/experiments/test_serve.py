@@ -1,7 +1,6 @@
 """The API and the chat page over a real socket: OpenAI's own client, a browser, and clients that are up to no good."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from experiments import chat
+from experiments import chat, pictures
 from experiments.cli import run as exit_code
 from experiments.models import Models
 from experiments.serve import MOST_BODY_BYTES, is_loopback, make_app
@@ -263,20 +262,11 @@ def test_nothing_that_is_sent_breaks_it(app, path, changed, content):
 
 @pytest.fixture
 def browser() -> Iterator:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if not all(programs.values()):
+    pytest.importorskip("selenium.webdriver")
+    if not all(map(shutil.which, ("chromium", "chromedriver"))):
         pytest.skip("there is no chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                   "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                   "--window-size=900,700"):  # fmt: skip
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs["chromedriver"]))
-    yield driver
-    driver.quit()
+    with pictures.browser((900, 700)) as driver:
+        yield driver
 
 
 @pytest.mark.timeout(180)
@@ -310,8 +300,6 @@ def test_the_page_in_a_browser(server, browser):
     assert texts(".user .bubble")[1] == "again\ntwice"
     browser.find_element(By.XPATH, "//button[text()='Regenerate']").click()
     until(lambda: idle() and len(texts(".assistant .bubble")) == 2)
-    if picture := os.environ.get("NANOCHAT_SCREENSHOT"):
-        browser.save_screenshot(picture)
     browser.find_elements(By.XPATH, "//button[text()='Edit']")[0].click()
     assert texts(".user .bubble") == []
     assert browser.find_element(By.ID, "text").get_attribute("value") == "hello <b>there</b>"

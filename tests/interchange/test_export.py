@@ -30,7 +30,7 @@ def random_model(config: ModelConfig) -> Transformer:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 1.0 if parameter.ndim == 1 else 2 * parameter.size(-1) ** -0.5, generator=generator)
-        model.head[275:] = 0  # padding, of which neither writes a token
+        model.head[275:] *= 20  # padding, which is never generated, neither here nor there
     return model.eval()
 
 
@@ -46,9 +46,9 @@ def both(request, tokenizer, tmp_path_factory):
 
 def test_the_same_logits(both):
     model, theirs, _ = both
-    ids = torch.randint(320, (3, 48), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(275, (3, 48), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)
+        torch.testing.assert_close(theirs(ids).logits, model(ids)[..., :275], rtol=0, atol=1e-4)
 
 
 def test_greedy_generation_is_the_same(both, tokenizer):
@@ -93,9 +93,10 @@ def test_it_comes_back_in_as_it_was(both, tmp_path):
     directory = brought_in(str(folder), tmp_path / "cache")
     checkpoint = newest_checkpoint(directory, warn=pytest.fail)
     again, _ = load_model(checkpoint, directory / "tokenizer", "cpu", torch.float32)
-    assert replace(again.config, document_attention=False) == model.config
+    assert replace(again.config, vocab_size=320) == model.config
     assert checkpoint.state["stage"] == "sft"
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), again.parameters(), strict=True))
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours[:275] if len(ours) == 320 else ours, theirs)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

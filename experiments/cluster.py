@@ -29,6 +29,9 @@ QUIET = {
 }
 OWN = {  # of a cluster that is bound to this machine
     "RAY_AUTH_MODE": "disabled",
+    # Ray would start a process for each core ahead of its use; none of Ray Train's actors, whose environments differ,
+    # could use them, and two slow cores have enough to do: about 3 s less until a worker is there, LOG.md, 2026-11-24.
+    "RAY_prestart_worker_first_driver": "0",
     # No such server, and nobody else's is to be asked: what Ray Train's watch over placement groups then reports is
     # that it cannot know, where with two clusters on a machine it would fail, or ask the wrong one.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",

@@ -28,7 +28,7 @@ import torch
 from experiments import cli
 from experiments.compare import compare
 from experiments.session import named_run
-from experiments.terminal import make_console, show_table
+from experiments.terminal import make_console, show_parts, show_table
 from experiments.watch import watch
 from nanochat.clock import read_clock
 from nanochat.config import TRAINED_STAGES
@@ -49,7 +49,7 @@ from nanochat.report import (
     stage_table,
     write_report,
 )
-from nanochat.report_parts import Table, Text, page
+from nanochat.report_parts import Table, page
 from nanochat.run import SILENCE_S, Run
 
 CLOSE = 0.1  # the share by which a plan may be off
@@ -275,11 +275,7 @@ def _compare(options: argparse.Namespace) -> None:
         raise UserError("there is nothing to compare it with", "name two runs or more")
     console = make_console()
     parts = compare(runs, options.stage, drawn=options.html is not None)
-    for part in parts:
-        if isinstance(part, Table):
-            show_table(console, part)
-        elif isinstance(part, Text):
-            console.print("\n".join(part.paragraphs), soft_wrap=True, markup=False)
+    show_parts(console, parts)
     if options.html:
         options.html.write_text(page(" and ".join(run.name for run in runs), parts), encoding="utf-8")
         print(f"With curves: {options.html}")

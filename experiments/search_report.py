@@ -4,22 +4,43 @@ import numpy as np
 
 from experiments.budget_search import BudgetSearch
 from nanochat.clock import read_clock
+from nanochat.figures import Prediction, predictions_figure
 from nanochat.report import duration
-from nanochat.report_parts import Table, Text
+from nanochat.report_parts import Figure, Table, Text
 from nanochat.search.law import NAMES
 from nanochat.search.policy import Observation
 
 INTERVAL = 1.645  # standard deviations to either side that hold nine of ten
 
 
-def sections(search: BudgetSearch) -> list[Table | Text]:
+def sections(search: BudgetSearch) -> list[Table | Text | Figure]:
     """For summary and report. What this search saw is kept for the next one."""
-    told: list[Table | Text] = [trial_table(search)] if search.policy.observations else []
+    told: list[Table | Text | Figure] = [trial_table(search)] if search.policy.observations else []
     told.append(Text(tuple(verdict(search, search.final()).split("\n\n")), "The choice"))
     if search.stage != "base":  # the law is about base models
         return [*told, time_table(search)]
     search.remember()
+    if figure := law_figure(search):
+        told.append(figure)
     return [*told, law_table(search), time_table(search), hours_table(search)]
+
+
+def law_figure(search: BudgetSearch) -> Figure | None:
+    """What the law makes of each trial now, and what it said of the final run before that; None if that never ended."""
+    final, choice = search.final(), search.choice()
+    if final is None or final.val_bpb is None:
+        return None
+    found = []
+    for seen in (each for each in search.policy.observations if each.val_bpb is not None):
+        assert seen.val_bpb is not None
+        found.append(_prediction(seen, *search.policy.predict(seen.config, seen.tokens), seen.val_bpb))
+    found.append(_prediction(final, choice["predicted"], choice["sd"], final.val_bpb))
+    return Figure("Predicted beside achieved", predictions_figure(found, "the final run"))
+
+
+def _prediction(seen: Observation, mean: float, sd: float, achieved: float) -> Prediction:
+    name = f"depth {seen.config.depth}, {seen.tokens / 1e6:.1f}M tokens"
+    return Prediction(name, mean - INTERVAL * sd, mean + INTERVAL * sd, achieved)
 
 
 def trial_table(search: BudgetSearch) -> Table:

@@ -27,7 +27,7 @@ from rich.markup import escape
 
 from experiments.deadline import TimeIsUp, Watch, settle
 from experiments.ray_train import Outcome, Scale, fit
-from experiments.terminal import Display, show_table
+from experiments.terminal import Display, show_parts, show_table
 from experiments.wandb_log import WAIT_S, WandbLog
 from nanochat.clock import RunClock, start_clock
 from nanochat.config import PUBLIC, STAGES, TINYWORLD, RunConfig, from_dict, usual_chat
@@ -58,7 +58,7 @@ from nanochat.report import (
     stage_table,
     write_report,
 )
-from nanochat.report_parts import Table, Text
+from nanochat.report_parts import Figure, Table, Text
 from nanochat.run import Run, Status
 from nanochat.training.calibrate import calibrate
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
@@ -291,7 +291,7 @@ def train(
     record: dict[str, Any],
     scale: Scale,
     clock: RunClock,
-    sections: Callable[[], Sequence[Table | Text]] = list,
+    sections: Callable[[], Sequence[Table | Text | Figure]] = list,
     wandb: str = "off",
 ) -> int:
     """Train the run to its end, its interruption or its cap. Returns the exit code.
@@ -329,6 +329,7 @@ def train(
                 outcome = Outcome("done")
             else:
                 display.say("starting Ray")
+                display.does("Ray is starting")
                 outcome = fit(run, hardware, scale, show_and_watch)
         except TimeIsUp:
             outcome = Outcome("done")
@@ -379,7 +380,7 @@ def _ended(
     run: Run,
     config: RunConfig,
     outcome: Outcome,
-    sections: Callable[[], Sequence[Table | Text]],
+    sections: Callable[[], Sequence[Table | Text | Figure]],
 ) -> int:
     state = {"done": "done", "interrupted": "interrupted"}.get(outcome.state, "failed")
     last = run.status()
@@ -396,16 +397,12 @@ def _ended(
     _remember(run, config)
     more = sections()
     _report(console, run, more)
-    for section in more:
-        if isinstance(section, Table):
-            show_table(console, section)
-        else:
-            console.print("\n\n".join(section.paragraphs), soft_wrap=True, markup=False)
+    show_parts(console, more)
     _show_summary(console, run, config)
     return 0
 
 
-def _report(console: Console, run: Run, more: Sequence[Table | Text] = ()) -> None:
+def _report(console: Console, run: Run, more: Sequence[Table | Text | Figure] = ()) -> None:
     try:
         write_report(run, more)
     except OSError as error:  # a full disk: the model is what matters

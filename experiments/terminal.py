@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from textwrap import shorten
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from nanochat.events import (
     Validated,
 )
 from nanochat.report import duration, gigabytes
-from nanochat.report_parts import Table
+from nanochat.report_parts import Figure, Table, Text
 
 PLAIN_EVERY_S = 5.0
 SAMPLE_CHARS = 110
@@ -47,6 +47,15 @@ def show_table(console: Console, table: Table) -> None:
         drawn.add_row(*map(escape, row))
     console.print(drawn)
     console.print()
+
+
+def show_parts(console: Console, parts: Sequence[Table | Text | Figure]) -> None:
+    """Tables and paragraphs; figures are for the report."""
+    for part in parts:
+        if isinstance(part, Table):
+            show_table(console, part)
+        elif isinstance(part, Text):
+            console.print("\n\n".join(part.paragraphs), soft_wrap=True, markup=False)
 
 
 _DOING = {Note: "working on that", StageStarted: "the first step", StageFinished: "ended, going on"}
@@ -72,7 +81,7 @@ class Display:
         self.progress: list[float] = []
         self.last_line = -float("inf")
         self.said = self.since = clock()
-        self.doing = ""
+        self.doing = "working"
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -93,7 +102,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        self._does(f"{event.stage}: {_DOING.get(type(event), 'training')}")
+        self.does(f"{event.stage}: {_DOING.get(type(event), 'training')}")
         match event:
             case Note(text=text, warning=warning):
                 self.say(f"[yellow]warning: {escape(text)}[/yellow]" if warning else f"[dim]{escape(text)}[/dim]")
@@ -131,9 +140,10 @@ class Display:
         """Where nothing has been said for long, and no bar moves, say what is being done."""
         now = self.clock()
         if self.bar is None and now - self.said >= SILENT_S:
-            self.say(f"[dim]{self.doing or 'working'}, for {duration(now - self.since)}[/dim]")
+            self.say(f"[dim]{self.doing}, for {duration(now - self.since)}[/dim]")
 
-    def _does(self, what: str) -> None:
+    def does(self, what: str) -> None:
+        """What goes on from now on, for who is waiting."""
         self.doing, self.since = what, self.clock()
 
     def _start(self, event: StageStarted) -> None:

@@ -2,7 +2,8 @@
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -76,6 +77,32 @@ def accuracy_figure(scores: Mapping[str, Mapping[str, float]]) -> str:
     axes.set_yticks(places, names)
     axes.set(xlabel="% right", xlim=(0, 100))
     axes.legend(frameon=False, loc="lower right")
+    return _svg(figure)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a training was to end with, nine times in ten between two values, and what it did end with."""
+
+    name: str
+    low: float
+    high: float
+    achieved: float
+
+
+def predictions_figure(predictions: Sequence[Prediction], last: str) -> str:
+    """Predicted beside achieved, one row each; `last` names the last row's own kind, the others are trials."""
+    figure = _figure(0.9 + 0.28 * len(predictions))
+    axes = figure.subplots()
+    places = np.arange(len(predictions))[::-1]
+    achieved = np.array([each.achieved for each in predictions])
+    ends = [each.low for each in predictions], [each.high for each in predictions]
+    axes.hlines(places, *ends, color=COLOURS[2], linewidth=6, label="predicted, nine in ten")
+    axes.scatter(achieved[:-1], places[:-1], color=COLOURS[0], zorder=3, label="achieved by trials")
+    axes.scatter(achieved[-1:], places[-1:], color=COLOURS[4], marker="D", zorder=3, label=f"achieved by {last}")
+    axes.set_yticks(places, [each.name for each in predictions])
+    axes.set(xlabel="val_bpb")
+    axes.legend(frameon=False)
     return _svg(figure)
 
 

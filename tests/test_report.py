@@ -9,7 +9,15 @@ import pytest
 
 from nanochat.curves import read_curves
 from nanochat.events import JsonlSink, Note, RolledBack, Sampled, StageStarted, StepDone, Validated
-from nanochat.figures import accuracy_figure, comparison_figure, stage_figure, thinned, time_figure
+from nanochat.figures import (
+    Prediction,
+    accuracy_figure,
+    comparison_figure,
+    predictions_figure,
+    stage_figure,
+    thinned,
+    time_figure,
+)
 from nanochat.report import write_report
 from nanochat.report_parts import Figure, Lines, Table, Talk, Text, page
 from nanochat.run import Run
@@ -71,6 +79,9 @@ def test_figures_say_in_letters_what_they_show(run):
               "spelling": {"accuracy": 0.0, "chance": 0.0, "count": 0.0}}  # fmt: skip
     assert "spelling" in accuracy_figure(scores)
     assert "base: training" in time_figure({"base: training": 60.0, "base: compiling": 3.0})
+    rows = [Prediction("depth 1", 1.0, 1.2, 1.1), Prediction("depth 4", 0.5, 0.7, 0.8)]
+    drawn = predictions_figure(rows, "the final run")
+    assert all(label in drawn for label in ("depth 1", "depth 4", "nine in ten", "achieved by the final run"))
     assert "first" in comparison_figure({"first": curves, "second": curves})
 
 

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     hardware = detect_hardware()
     dtype = getattr(torch, choose_dtype(hardware)[0])
     config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
-    model = frozen(Transformer(config, compute_dtype=dtype), dtype).to(hardware.device_type)
+    model = frozen(Transformer(config, compute_dtype=dtype), dtype, hardware.device_type)
     engine = Engine(model, Tokenizer.train(["only its special tokens matter here"], 300))
     print(hardware.describe())
     per_token = count_parameters(config).multiplied * dtype.itemsize

@@ -66,16 +66,18 @@ def load_model(
     if problems := _mismatches(dict(model.named_parameters()), weights):
         raise UserError(f"checkpoint {checkpoint.location} does not fit its own config: {'; '.join(problems)}")
     model.load_state_dict(weights)
-    return frozen(model, dtype).to(device), tokenizer
+    return frozen(model, dtype, device), tokenizer
 
 
-def frozen(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """The model, never to be trained again: its matrices become what they are multiplied in."""
+def frozen(model: Transformer, dtype: torch.dtype, device: torch.device | str) -> Transformer:
+    """The model on a device, never to be trained again: its matrices become what they are multiplied in."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.ndim >= 2:
             parameter.data = parameter.data.to(dtype)
-    return model.eval()
+    model = model.eval().to(device)
+    model.pack()
+    return model
 
 
 def _model_config(checkpoint: Checkpoint) -> ModelConfig:

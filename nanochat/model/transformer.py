@@ -14,6 +14,9 @@ from nanochat.model.cache import KVCache
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
+from nanochat.model.packed import can_pack, few_rows, pack, packed_linear
+
+MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # of a block, but for its gate
 
 
 def norm(x: Tensor) -> Tensor:
@@ -44,6 +47,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads_first = heads_first  # how attention wants its arguments in memory
         self.fp8 = fp8
+        self.packed: dict[str, Tensor] = {}
         width = config.width
         self.head_dim, self.window = config.head_dim, config.window(layer)
         self.qkv = nn.Parameter(torch.empty(3, width, width))
@@ -55,10 +59,16 @@ class Block(nn.Module):
         self.value_gate = nn.Parameter(torch.empty(gate)) if has_value else None
         self.gate_range, self.scale = config.value_gate_range, config.query_key_scale
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, name: str) -> Tensor:
         """x · weightᵀ; in fp8 only to train, so that what is evaluated is what is kept."""
+        if self.packed and few_rows(x):
+            return packed_linear(x, self.packed[name])
         product = fp8_linear if self.fp8 and torch.is_grad_enabled() else F.linear
-        return product(x, weight.to(x.dtype))
+        return product(x, self.matrix(name).to(x.dtype))
+
+    def matrix(self, name: str) -> Tensor:
+        """(out, in); queries, keys and values are one."""
+        return getattr(self, name).flatten(0, -2)
 
     def enter(self, x: Tensor, start: Tensor, residual: Tensor | None, share: Tensor | None,
               value_embedding: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,9 +85,8 @@ class Block(nn.Module):
             x = x * residual
         if share is not None:
             x = x + start * share
-        batch, time, width = x.shape
         normed = norm(x)
-        qkv = self.linear(normed, self.qkv.view(3 * width, width)).view(batch, time, 3, -1, self.head_dim)
+        qkv = self.linear(normed, "qkv").view(*x.shape[:2], 3, -1, self.head_dim)
         query, key, value = qkv.unbind(2)  # (batch, time, head, head_dim) each
         if self.value_gate is not None and value_embedding is not None:
             seen = normed[..., : self.value_gate.size(1)]
@@ -93,9 +102,9 @@ class Block(nn.Module):
 
     def leave(self, x: Tensor, attended: Tensor) -> Tensor:
         """The stream after attention (batch, head, time, head_dim) and MLP."""
-        x = x + self.linear(attended.transpose(1, 2).reshape(x.shape), self.attention_out)
-        hidden = F.relu(self.linear(norm(x), self.mlp_in)).square()
-        return x + self.linear(hidden, self.mlp_out)
+        x = x + self.linear(attended.transpose(1, 2).reshape(x.shape), "attention_out")
+        hidden = F.relu(self.linear(norm(x), "mlp_in")).square()
+        return x + self.linear(hidden, "mlp_out")
 
 
 class Transformer(nn.Module):
@@ -134,6 +143,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin[:, None], persistent=False)
         self.cos: Tensor
         self.sin: Tensor
+        self.packed_head: Tensor | None = None
         self._enter, self._leave, self._loss_terms = Block.enter, Block.leave, chunk_terms
         self.initialise(seed)
 
@@ -148,6 +158,16 @@ class Transformer(nn.Module):
         self._leave = torch.compile(Block.leave, fullgraph=True, dynamic=False)
         if self.head.device.type != "cpu":
             self._loss_terms = torch.compile(chunk_terms, fullgraph=True, dynamic=False)
+
+    def pack(self) -> None:
+        """Make generation faster where this CPU can, at the price of a copy of all matrices, which must not change any
+        more."""
+        if not can_pack(self.head):
+            return
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.packed = {name: pack(block.matrix(name)) for name in MATRICES}
+        self.packed_head = pack(self.head)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -236,7 +256,10 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped fp32 logits (…, vocab_size) of normed hidden states (…, width)."""
-        raw = F.linear(hidden, self.head.to(hidden.dtype)).float()
+        if self.packed_head is not None and few_rows(hidden):
+            raw = packed_linear(hidden, self.packed_head)
+        else:
+            raw = F.linear(hidden, self.head.to(hidden.dtype)).float()
         # cap·tanh(raw / cap), written with exp: the CPU compiler's exp is about twice as fast as its tanh.
         return self.config.logit_softcap * (1 - 2 / (torch.exp(raw * (2 / self.config.logit_softcap)) + 1))
 

@@ -107,7 +107,7 @@ def time_table(search: BudgetSearch) -> Table:
         ("left over", search.asked.cap_s - now_s),
     ]
     return Table(
-        "Where the time went",
+        "Where the hours went",
         ("", "time", "share"),
         tuple((name, duration(seconds), f"{seconds / search.asked.cap_s:.1%}") for name, seconds in rows),
     )

@@ -31,6 +31,7 @@ from nanochat.tokenizer import render_prompt
 MOST_BODY_BYTES = 1 << 20
 PAGE = Path(__file__).with_name("chat_page.html")
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
 LOOK_S = 0.2  # how often to see whether a client that waits for a whole answer has gone
 
 Asgi = Callable[..., Awaitable[None]]
@@ -99,7 +100,7 @@ def make_app(models: Models, *, host: str = "127.0.0.1", api_key: str = "") -> F
                      for name, created in models.names().items()]  # fmt: skip
         return {"object": "list", "data": described, "default": models.default}
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
+    @app.post("/v1/chat/completions", dependencies=guarded, responses=STREAMED)
     async def chat(body: ChatRequest, request: Request) -> Any:
         served = await _opened(models, body.model)
         if served.stage == "base":
@@ -111,7 +112,7 @@ def make_app(models: Models, *, host: str = "127.0.0.1", api_key: str = "") -> F
             raise Refusal(400, str(error), param="messages") from None
         return await _Answer(served, body, prompt, "chat.completion").respond(request)
 
-    @app.post("/v1/completions", dependencies=guarded)
+    @app.post("/v1/completions", dependencies=guarded, responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Any:
         served = await _opened(models, body.model)
         prompt = [served.tokenizer.bos_id, *served.tokenizer.encode(body.prompt)]

@@ -92,17 +92,18 @@ class Prediction:
 
 def predictions_figure(predictions: Sequence[Prediction], last: str) -> str:
     """Predicted beside achieved, one row each; `last` names the last row's own kind, the others are trials."""
-    figure = _figure(0.9 + 0.28 * len(predictions))
+    figure = _figure(1.2 + 0.28 * len(predictions))
     axes = figure.subplots()
     places = np.arange(len(predictions))[::-1]
     achieved = np.array([each.achieved for each in predictions])
     ends = [each.low for each in predictions], [each.high for each in predictions]
     axes.hlines(places, *ends, color=COLOURS[2], linewidth=6, label="predicted, nine in ten")
-    axes.scatter(achieved[:-1], places[:-1], color=COLOURS[0], zorder=3, label="achieved by trials")
+    if len(predictions) > 1:
+        axes.scatter(achieved[:-1], places[:-1], color=COLOURS[0], zorder=3, label="achieved by trials")
     axes.scatter(achieved[-1:], places[-1:], color=COLOURS[4], marker="D", zorder=3, label=f"achieved by {last}")
     axes.set_yticks(places, [each.name for each in predictions])
-    axes.set(xlabel="val_bpb")
-    axes.legend(frameon=False)
+    axes.set(xlabel="val_bpb", ylim=(-0.7, len(predictions) - 0.3))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return _svg(figure)
 
 

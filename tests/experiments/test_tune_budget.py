@@ -238,7 +238,7 @@ def test_killed_in_a_trial_and_in_the_final_run_it_ends_within_its_hours_with_a_
     assert after["observations"][: len(before["observations"])] == before["observations"]
     assert {"depth", "val_bpb"} <= set(done.stdout.split())
     report = run.report_path.read_text()
-    for part in ("Chosen: depth", "Predicted val_bpb", "achieved", "The law", "Where the time went", "other hours"):
+    for part in ("Chosen: depth", "Predicted val_bpb", "achieved", "The law", "Where the hours went", "other hours"):
         assert part in report
         assert part in done.stdout.replace("\n", " ")
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

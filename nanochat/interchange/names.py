@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanochat.errors import UserError
+from nanochat.model import ModelConfig, Transformer
 
 Scheme = Mapping[str, tuple[str, ...]]
 """Ours -> theirs, with {} for the number of a layer; where there are several, they lie stacked in ours."""
@@ -46,11 +47,13 @@ TRANSFORMERS: Scheme = {
 }
 
 
-def from_theirs(weights: Mapping[str, Tensor], scheme: Scheme, model: nn.Module, source: str) -> dict[str, Tensor]:
-    """The model's parameters, fp32, of weights by their names.
+def from_theirs(weights: Mapping[str, Tensor], scheme: Scheme, config: ModelConfig, source: str) -> dict[str, Tensor]:
+    """The parameters of the model of this config, fp32, of weights by their names.
 
     Raises UserError naming what is missing, of another shape, or not part of the model.
     """
+    with torch.device("meta"):  # only names and shapes
+        model = Transformer(config)
     wanted = {name: (theirs(scheme, name), parameter.shape) for name, parameter in model.named_parameters()}
     problems = [text for names, shape in wanted.values() for text in _problems(weights, names, shape)]
     known = {name for names, _ in wanted.values() for name in names}

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanochat.errors import UserError
 from nanochat.interchange.names import PUBLIC, from_theirs
 from nanochat.interchange.unpickling import read_encoding, read_tensors
-from nanochat.model import ModelConfig, Transformer
+from nanochat.model import ModelConfig
 from nanochat.run import read_json
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS
@@ -90,7 +90,7 @@ def read_public(found: PublicCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in read_tensors(found.model).items()}
     config = config_of(meta, weights, found.meta)
     weights = _usual(weights, meta)
-    return config, from_theirs(weights, PUBLIC, Transformer(config), str(found.model)), tokenizer
+    return config, from_theirs(weights, PUBLIC, config, str(found.model)), tokenizer
 
 
 def tokenizer_of(path: Path) -> Tokenizer:

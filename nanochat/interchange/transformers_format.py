@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.interchange.names import TRANSFORMERS, from_theirs
-from nanochat.model import ModelConfig, Transformer
+from nanochat.model import ModelConfig
 from nanochat.run import read_json
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import SPECIAL_TOKENS
@@ -91,7 +91,7 @@ def read_transformers(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Tok
             weights |= load_file(file)
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot read {file}: {error}", "get it again") from None
-    return config, from_theirs(weights, TRANSFORMERS, Transformer(config), str(folder)), tokenizer
+    return config, from_theirs(weights, TRANSFORMERS, config, str(folder)), tokenizer
 
 
 def tokenizer_of(path: Path) -> Tokenizer:

@@ -41,10 +41,11 @@ class PublicCheckpoint:
 
     @property
     def stage(self) -> str:
-        """The stage that trained it: by the folder, as public nanochat names them, or else by what was measured: only
-        pretraining and mid-training record bits per byte."""
-        named = _STAGES.get(self.model.parent.parent.name)
-        return named or ("base" if "val_bpb" in read_json(self.meta, _HINT) else "sft")
+        """The stage that trained it: by the folder, as public nanochat names them, or else by what its script was told:
+        a depth only for pretraining. Later stages load their model, and any of them can chat."""
+        told = read_json(self.meta, _HINT).get("user_config")
+        from_scratch = isinstance(told, dict) and "depth" in told
+        return _STAGES.get(self.model.parent.parent.name) or ("base" if from_scratch else "sft")
 
 
 def find_public(path: Path) -> PublicCheckpoint | None:

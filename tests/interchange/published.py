@@ -142,7 +142,8 @@ def write_folder(folder: Path, meta: dict, weights: dict[str, Tensor], tokenizer
     """As it lies in ~/.cache/nanochat/base_checkpoints/d20, with the tokenizer inside."""
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     torch.save(weights, folder / f"model_{step:06d}.pt")
-    about = {"step": step, "val_bpb": 0.8, "model_config": meta, "user_config": {"run": "dummy"}}
+    told = {"run": "dummy", "depth": meta["n_layer"]}
+    about = {"step": step, "val_bpb": 0.8, "model_config": meta, "user_config": told}
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(about))
     (folder / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding_of(tokenizer)))
     return folder

@@ -91,6 +91,15 @@ def test_it_is_found_however_it_lies(tmp_path, tokenizer, layout):
     assert checkpoint.step == (7 if layout == "one file" else 650)
 
 
+@pytest.mark.parametrize(("told", "stage"), [({"depth": 3}, "base"), ({"load_optimizer": 1}, "sft"), (None, "sft")])
+def test_the_stage_of_a_folder_with_a_name_of_its_own(folder, tmp_path, told, stage):
+    """Both scripts of 2026 record val_bpb; only the one that makes a model is told how deep."""
+    path = next(folder.glob("meta_*.json"))
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({**meta, "user_config": told}))
+    assert newest_checkpoint(brought_in(str(folder), tmp_path / "cache"), warn=pytest.fail).state["stage"] == stage
+
+
 def test_it_is_made_once_and_anew_when_the_files_change(folder, tmp_path, tokenizer):
     said = []
     first = brought_in(str(folder), tmp_path / "cache", said.append)

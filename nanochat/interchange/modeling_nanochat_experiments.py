@@ -16,7 +16,7 @@ class NanochatExperimentsConfig(PreTrainedConfig):
     """`architecture` is the ModelConfig of the program that trained it, as a dict."""
 
     model_type = "nanochat_experiments"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     def __init__(self, architecture: dict | None = None, **others) -> None:
         self.architecture = architecture or {}
@@ -170,18 +170,21 @@ class NanochatExperimentsForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None,
-                past_key_values: DynamicCache | None = None, labels: Tensor | None = None,
-                use_cache: bool | None = None, **unused) -> CausalLMOutputWithPast:
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        hidden = self.model(input_ids, attention_mask, past_key_values)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: DynamicCache | None = None,
+                labels: Tensor | None = None, use_cache: bool | None = None,
+                past_key_values: DynamicCache | None = None, **unused) -> CausalLMOutputWithPast:
+        """`past_key_values` is what transformers before 5.24 calls `cache`."""
+        if cache is None:
+            cache = past_key_values
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        hidden = self.model(input_ids, attention_mask, cache)
         cap = self.config.architecture["logit_softcap"]
         logits = cap * torch.tanh(self.lm_head(hidden).float() / cap)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss, logits, cache)  # by position: the third has two names
 
 
 def has_value_embedding(architecture: dict, layer: int) -> bool:

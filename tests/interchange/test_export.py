@@ -80,6 +80,20 @@ def test_it_ends_where_ours_ends(both, tokenizer):
     assert found[-1] in Engine(model, tokenizer).default_stops()
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_by_both_its_names(both, name):
+    """transformers 5.24 calls `cache` what was `past_key_values` before; the exported file works with either."""
+    _, theirs, _ = both
+    if isinstance(theirs, NanoChatForCausalLM):
+        return
+    ids = torch.randint(275, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = theirs(ids).logits
+        begun = theirs(ids[:, :12], use_cache=True)
+        rest = theirs(ids[:, 12:], **{name: begun[1]}).logits
+    torch.testing.assert_close(rest, whole[:, 12:], rtol=0, atol=1e-4)
+
+
 def test_loss_and_training(both):
     _, theirs, _ = both
     ids = torch.randint(275, (2, 30), generator=torch.Generator().manual_seed(0))

@@ -134,12 +134,12 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     """
     import ray.train.torch
 
-    from nanochat.training.pipeline import make_deterministic
+    from nanochat.training.pipeline import prepare_process
     from nanochat.workers import Workers
 
     for chatty in ("ray.train", "rustbpe", "httpx", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    make_deterministic()
+    prepare_process()
     workers = Workers.current(ray.train.torch.get_device())
     run = Run(Path(settings["run"]))
     starts = _Starts(run)

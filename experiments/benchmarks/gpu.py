@@ -27,7 +27,7 @@ from nanochat.planning.kernels import ROWS, attention_ms
 from nanochat.planning.resolve import Request, resolve
 from nanochat.run import create
 from nanochat.training.loop import Interrupted, is_out_of_memory
-from nanochat.training.pipeline import build_trainee, make_deterministic, run_pipeline
+from nanochat.training.pipeline import build_trainee, prepare_process, run_pipeline
 from nanochat.workers import Workers
 
 STEP_TOKENS = 524_288  # what the rates of training are for: as many pieces, then one update
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     print(hardware.describe(), flush=True)
     if hardware.device_type != "cuda":
         print("There is no GPU here: these are figures of the CPU, to try the benchmark.")
-    make_deterministic()  # as training is
+    prepare_process()  # as training is
     found: dict[str, Any] = {"hardware": _about(hardware), "seconds": {}}
     failed = False
     for name in options.parts:

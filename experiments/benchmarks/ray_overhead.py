@@ -22,9 +22,9 @@ import torch
 import experiments.cluster  # its settings of threads, as Ray's workers have them
 from nanochat.events import JsonlSink
 from nanochat.run import Run
-from nanochat.training.pipeline import make_deterministic, run_pipeline
+from nanochat.training.pipeline import prepare_process, run_pipeline
 from nanochat.workers import Workers
-make_deterministic()
+prepare_process()
 run = Run(Path(sys.argv[1]))
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 run_pipeline(run, Workers(device=device), JsonlSink(run.directory), lambda: False)

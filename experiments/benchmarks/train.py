@@ -15,7 +15,7 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import choose_dtype, detect_hardware, measure_peaks
 from nanochat.planning.kernels import choose_attention
-from nanochat.training.pipeline import make_deterministic
+from nanochat.training.pipeline import prepare_process
 
 WARM_UP_STEPS = 3  # after the first, which compiles
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"attention {attention}: {why_attention}")
     print(f"compiled: {'yes' if compiled else 'no'}{', with Muon' if options.compile_muon else ''}")
 
-    make_deterministic()
+    prepare_process()
     model = Transformer(config, compute_dtype=getattr(torch, dtype), attention=attention).to(device)
     if compiled:
         model.compile_training()

@@ -17,7 +17,6 @@ from torch import Tensor
 
 BACKENDS = ("blocked", "sdpa", "varlen", "flash3", "flex")
 HEADS_FIRST = ("blocked",)
-QUERY_BLOCK = 128  # queries that share a product: more compute more of the masked half, fewer make products small
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -206,9 +205,16 @@ def attend_cached(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, 
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def blocked_weights(time: int, window: int | None) -> int:
+def query_block(dtype: torch.dtype) -> int:
+    """Queries that share a product in the blocked backend: more compute more of the masked half, fewer make products
+    small. Where a CPU multiplies 16-bit numbers, it does so several times as fast, and wants them large."""
+    return 128 if dtype == torch.float32 else 256
+
+
+def blocked_weights(time: int, window: int | None, dtype: torch.dtype) -> int:
     """How many attention weights the blocked backend keeps for the backward pass, of each head of a row of `time`."""
-    blocks = ((start, min(start + QUERY_BLOCK, time)) for start in range(0, time, QUERY_BLOCK))
+    block = query_block(dtype)
+    blocks = ((start, min(start + block, time)) for start in range(0, time, block))
     return sum((end - start) * (end - _oldest(start, window)) for start, end in blocks)
 
 
@@ -232,10 +238,10 @@ class _BlockedAttention(torch.autograd.Function):
         q, k, v = (x.flatten(0, 1) for x in (query, key, value))  # (row, time, head_dim), a row being a batch's head
         q = q * q.size(-1) ** -0.5
         out = torch.empty_like(q)
-        share = torch.empty_like(q[..., :1], dtype=torch.float32)  # 1 / the sum of a query's weights
-        blocks = []
-        for start in range(0, q.size(1), QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, q.size(1))
+        share = torch.empty_like(q[..., :1])  # 1 / the sum of a query's weights
+        blocks, block = [], query_block(q.dtype)
+        for start in range(0, q.size(1), block):
+            end = min(start + block, q.size(1))
             first = _oldest(start, window)
             weights = (q[:, start:end] @ k[:, first:end].mT).exp_().tril_(start - first)
             if window is not None:
@@ -243,7 +249,7 @@ class _BlockedAttention(torch.autograd.Function):
             if starts is not None:
                 own = starts[:, None, start:end, None] <= torch.arange(first, end, device=starts.device)
                 weights.view(*query.shape[:2], *weights.shape[1:]).mul_(own.to(weights.dtype))
-            share[:, start:end] = weights.sum(-1, keepdim=True, dtype=torch.float32).reciprocal_()
+            share[:, start:end] = weights.sum(-1, keepdim=True).reciprocal_()
             torch.mul(weights @ v[:, first:end], share[:, start:end], out=out[:, start:end])
             blocks.append(weights)
         ctx.save_for_backward(q, k, v, out, share, *blocks)
@@ -253,14 +259,14 @@ class _BlockedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, share, *blocks = ctx.saved_tensors
         shape = gradients[0].shape
-        gradient = (gradients[0].reshape(q.shape) * share).to(q.dtype)
+        gradient = gradients[0].reshape(q.shape) * share
         mean = (gradient * out).sum(-1, keepdim=True)  # what normalising the weights takes off each score's
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for start, weights in zip(range(0, q.size(1), QUERY_BLOCK), blocks, strict=True):
+        for start, weights in zip(range(0, q.size(1), query_block(q.dtype)), blocks, strict=True):
             queries = slice(start, start + weights.size(1))
             keys = slice(queries.stop - weights.size(2), queries.stop)
             dv[:, keys] += weights.mT @ gradient[:, queries]
-            scores = torch.baddbmm(mean[:, queries], gradient[:, queries], v[:, keys].mT, beta=-1).mul_(weights)
+            scores = (gradient[:, queries] @ v[:, keys].mT).sub_(mean[:, queries]).mul_(weights)
             dq[:, queries] = scores @ k[:, keys]
             dk[:, keys] += scores.mT @ q[:, queries]
         return dq.mul_(q.size(-1) ** -0.5).view(shape), dk.view(shape), dv.view(shape), None, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -1  # a target that carries no loss
-CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}  # of 256 to 2,048 on CPU at a vocabulary of 4,096, 256 was fastest
+CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}  # of 256 to 2,048 on CPU at a vocabulary of 4,096 all are within a tenth
 
 ChunkTerms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
@@ -38,18 +38,22 @@ def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tenso
     rows are `width` long.
 
     Args:
-        raw: (tokens, vocab_size), logits before the cap; overwritten.
+        raw: (tokens, vocab_size), logits before the cap.
         targets: (tokens,).
 
-    Returns the gradient · Σe (tokens, vocab_size), 1 / Σe or 0 where there is no loss (tokens, 1), losses (tokens, 1).
+    Returns the gradient · Σe (tokens, vocab_size), in the dtype of `raw`, 1 / Σe or 0 where there is no loss
+    (tokens, 1), losses (tokens, 1).
     """
-    squashed = raw.float().div_(cap).tanh_()
-    gradient = (squashed * cap).exp_()
-    total = gradient.sum(-1, keepdim=True)
-    gradient.addcmul_(gradient * squashed, squashed, value=-1)
+    # With u = 1 / (exp(2·raw / cap) + 1), s = 1 - 2u and 1 - s² = 4u·(1 - u): the CPU compiler's exp is more than twice
+    # as fast as its tanh.
+    u = (raw.float() * (2 / cap)).exp_().add_(1).reciprocal_()
+    exponentials = (cap - 2 * cap * u).exp_()
+    total = exponentials.sum(-1, keepdim=True)
+    gradient = exponentials.mul_(u.mul_(1 - u)).mul_(4).to(raw.dtype)
     valid, column = (targets != IGNORE)[:, None], targets.clamp_min(0)[:, None]
-    chosen = squashed.gather(1, column)
-    gradient.scatter_add_(1, column, total * (chosen.square() - 1))
+    chosen = torch.tanh(raw.gather(1, column).float() / cap)
+    of_target = ((cap * chosen).exp() - total) * (1 - chosen.square())
+    gradient.scatter_(1, column, of_target.to(raw.dtype))
     return gradient, torch.where(valid, 1 / total, 0.0), torch.where(valid, total.log() - cap * chosen, 0.0)
 
 
@@ -62,7 +66,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), device=hidden.device)
         for x, target, dx in zip(hidden.split(chunk), targets.split(chunk), d_hidden.split(chunk), strict=True):
             gradient, share, losses = terms(x @ weight.T, target, cap)
-            gradient = gradient.to(x.dtype)
             torch.mul(gradient @ weight, share, out=dx)
             scaled = (x * share).to(x.dtype)
             if scaled.dtype == d_head.dtype:

@@ -151,13 +151,11 @@ class Transformer(nn.Module):
         """Let `torch.compile` fuse what training does between the matrix products; results stay what they were.
 
         Regional: one graph before attention (two where some layers have value embeddings) and one after it, shared by
-        all layers, so that the time to compile does not grow with depth. The loss's elementwise part gains nothing
-        from it on CPU, where a chunk stays in cache.
+        all layers, so that the time to compile does not grow with depth; and one of the loss's elementwise part.
         """
         self._enter = torch.compile(Block.enter, fullgraph=True, dynamic=False)
         self._leave = torch.compile(Block.leave, fullgraph=True, dynamic=False)
-        if self.head.device.type != "cpu":
-            self._loss_terms = torch.compile(chunk_terms, fullgraph=True, dynamic=False)
+        self._loss_terms = torch.compile(chunk_terms, fullgraph=True, dynamic=False)
 
     def pack(self) -> None:
         """Make generation faster where this CPU can, at the price of a copy of all matrices, which must not change any

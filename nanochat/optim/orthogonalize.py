@@ -26,17 +26,19 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     polynomials = POLAR_EXPRESS[:steps]
     rows, columns = x.shape[-2:]
     if rows == columns or x.dtype != torch.float32:
-        return _iterate(x, polynomials) if rows >= columns else _iterate(x.mT, polynomials).mT
+        return _iterate(x, polynomials)
     if rows > columns:
         return x @ _gram_factor(x.mT @ x, polynomials)
     return _gram_factor(x @ x.mT, polynomials) @ x
 
 
 def _iterate(x: Tensor, polynomials: tuple[tuple[float, float, float], ...]) -> Tensor:
-    """Apply the polynomials to x (batch, rows, columns), rows >= columns, itself."""
+    """Apply the polynomials to x (batch, rows, columns) itself, from its shorter side."""
+    tall = x.size(-2) >= x.size(-1)
     for a, b, c in polynomials:
-        gram = x.mT @ x  # (batch, columns, columns): the smaller side
-        x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
+        gram = x.mT @ x if tall else x @ x.mT  # (batch, side, side)
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, p, beta=a) if tall else torch.baddbmm(x, p, x, beta=a)
     return x
 
 

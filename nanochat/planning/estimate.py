@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig, StageConfig
 from nanochat.corpora import CORPORA
@@ -161,7 +162,8 @@ def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str)
     kept += PASSING_VALUES[device_type] * model.width
     logits = tokens * model.vocab_size * (8 + element)
     if device_type == "cpu":
-        weights = sum(blocked_weights(model.max_seq_len, model.window(layer)) for layer in range(model.depth))
+        dtype = getattr(torch, config.compute_dtype)
+        weights = sum(blocked_weights(model.max_seq_len, model.window(layer), dtype) for layer in range(model.depth))
         kept += model.num_heads * weights // model.max_seq_len
         logits = min(tokens, CHUNK_TOKENS["cpu"]) * model.vocab_size * 4 * element + 8 * model.vocab_size * model.width
     return Memory(

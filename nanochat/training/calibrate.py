@@ -18,7 +18,7 @@ from nanochat.planning.hardware import Hardware
 from nanochat.planning.history import CALIBRATION, Finished, measured
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Surroundings, train_stage
-from nanochat.training.pipeline import build_trainee, make_deterministic
+from nanochat.training.pipeline import build_trainee, prepare_process
 from nanochat.workers import Workers
 
 MANY = 10**9  # steps: the clock ends them
@@ -47,7 +47,7 @@ def calibrate(config: RunConfig, hardware: Hardware, seconds: float) -> Finished
     Raises:
         UserError: memory or the time do not hold it.
     """
-    make_deterministic()
+    prepare_process()
     begun_with = psutil.Process().memory_info().rss
     name = config.trained_stages[0]
     stage = replace(

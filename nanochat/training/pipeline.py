@@ -29,7 +29,7 @@ from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.estimate import corpus_shards
-from nanochat.planning.hardware import measure_peaks
+from nanochat.planning.hardware import keep_freed_memory, measure_peaks
 from nanochat.planning.memory import MemoryRecord
 from nanochat.run import Run
 from nanochat.tasks.questions import Summary, read_questions, spread, summarise
@@ -318,8 +318,9 @@ def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
     return [(prompt, shown(read_reply(tokenizer, reply))) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def make_deterministic() -> None:
-    """The same steps give the same weights, to the bit; for the whole process."""
+def prepare_process() -> None:
+    """The same steps give the same weights, to the bit, and memory once taken stays; for the whole process."""
+    keep_freed_memory()
     torch.use_deterministic_algorithms(True)
     # Nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -108,10 +108,12 @@ def test_cached_attention_sees_what_the_whole_row_would(window: int | None) -> N
 
 @pytest.mark.parametrize("window", [None, 1, 100, 300])
 @pytest.mark.parametrize("time", [100, 128, 300])
-def test_blocked_keeps_as_many_weights_as_plans_count(time: int, window: int | None) -> None:
-    query, key, value = (unit_rms((1, 1, time, 8), seed).requires_grad_() for seed in range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocked_keeps_as_many_weights_as_plans_count(time: int, window: int | None, dtype: torch.dtype) -> None:
+    query, key, value = (unit_rms((1, 1, time, 8), seed).to(dtype).requires_grad_() for seed in range(3))
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         attend(query, key, value, window, "blocked")
     beside = 4 * time * 8 + time  # q, k, v, out, share
-    assert sum(x.numel() for x in kept) - beside == blocked_weights(time, window if window and window < time else None)
+    seen = window if window and window < time else None
+    assert sum(x.numel() for x in kept) - beside == blocked_weights(time, seen, dtype)

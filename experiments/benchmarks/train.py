@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -40,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of a step, in one piece")
     parser.add_argument("--steps", type=int, default=40, help="measured, after the first and three to warm up")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: where g++ is found")
-    parser.add_argument("--compile-muon", action="store_true", help="compile the optimizer's update too")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,14 +56,14 @@ def run(options: argparse.Namespace) -> int:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"dtype {dtype}: {why_dtype}")
     print(f"attention {attention}: {why_attention}")
-    print(f"compiled: {'yes' if compiled else 'no'}{', with Muon' if options.compile_muon else ''}")
+    print(f"compiled: {'yes' if compiled else 'no'}")
 
     prepare_process()
     model = Transformer(config, compute_dtype=getattr(torch, dtype), attention=attention).to(device)
     if compiled:
         model.compile_training()
     peak = hyperparameters(config, options.batch_tokens, options.batch_tokens * 1000)
-    optimizer = MuonAdamW(model, peak, compiler=torch.compile if options.compile_muon else None,
+    optimizer = MuonAdamW(model, peak, compiler=partial(torch.compile, fullgraph=True, dynamic=False) if compiled else None,
                           compute_dtype=getattr(torch, dtype))
     first, times = measure(_stepper(model, optimizer, options, device), options.steps)
     peaks_after = measure_peaks(hardware.device_type)

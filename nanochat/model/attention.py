@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,18 +103,18 @@ def attend(
     window: int | None,
     backend: str,
     documents: Documents | None = None,
+    parts: "BlockParts | None" = None,
 ) -> Tensor:
     """Causal attention within rows, or within their documents. Returns (batch, head, time, head_dim).
 
-    The blocked backend needs queries and keys of unit RMS per channel, as the model makes them.
+    The blocked backend needs queries and keys of unit RMS per channel, as the model makes them; `parts` is for it.
     """
     if window is not None and window >= query.size(2):
         window = None
+    if backend == "blocked":
+        starts = None if documents is None else documents.starts
+        return _BlockedAttention.apply(query, key, value, window, starts, parts or PLAIN)
     return _KERNELS[backend](query, key, value, window, documents)
-
-
-def _blocked(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
-    return _BlockedAttention.apply(query, key, value, window, None if documents is None else documents.starts)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
@@ -188,7 +188,7 @@ def _block_mask(time: int, window: int | None, device: torch.device) -> Any:
 
 
 _KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None, Documents | None], Tensor]] = {
-    "blocked": _blocked, "sdpa": _sdpa, "varlen": _varlen, "flash3": _flash3, "flex": _flex
+    "sdpa": _sdpa, "varlen": _varlen, "flash3": _flash3, "flex": _flex
 }  # fmt: skip
 
 
@@ -223,6 +223,36 @@ def _oldest(start: int, window: int | None) -> int:
     return 0 if window is None else max(start - window + 1, 0)
 
 
+def block_weights(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention weights before they are divided, from scores, which they replace, and 1 / the sum of each query's.
+
+    Args:
+        scores: (batch, head, query, key).
+        mask: (batch or 1, 1, query, key), 1 where a query sees a key and 0 elsewhere.
+    """
+    weights = scores.exp_().mul_(mask)
+    return weights, weights.sum(-1, keepdim=True).reciprocal_()
+
+
+def block_score_gradients(gradients: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
+    """Gradients of scores from those of weights, which they replace: both (row, query, key), mean (row, query, 1)."""
+    return gradients.sub_(mean).mul_(weights)
+
+
+class BlockParts(NamedTuple):
+    """What the blocked backend does between its products: these functions or their compiled form."""
+
+    weights: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = block_weights
+    score_gradients: Callable[[Tensor, Tensor, Tensor], Tensor] = block_score_gradients
+
+    def compiled(self) -> "BlockParts":
+        """Once for all lengths, of which a row's blocks have as many as there are blocks."""
+        return BlockParts(*(torch.compile(part, fullgraph=True, dynamic=True) for part in self))
+
+
+PLAIN = BlockParts()
+
+
 class _BlockedAttention(torch.autograd.Function):
     """Softmax attention as plain products, a block of queries at a time, over the keys that block can see.
 
@@ -233,7 +263,13 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, window: int | None, starts: Tensor | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window: int | None,
+        starts: Tensor | None,
+        parts: BlockParts,
     ) -> Tensor:
         q, k, v = (x.flatten(0, 1) for x in (query, key, value))  # (row, time, head_dim), a row being a batch's head
         q = q * q.size(-1) ** -0.5
@@ -243,20 +279,21 @@ class _BlockedAttention(torch.autograd.Function):
         for start in range(0, q.size(1), block):
             end = min(start + block, q.size(1))
             first = _oldest(start, window)
-            weights = (q[:, start:end] @ k[:, first:end].mT).exp_().tril_(start - first)
-            if window is not None:
-                weights.triu_(start - first - window + 1)
+            queries, keys = (torch.arange(*ends, device=q.device) for ends in ((start, end), (first, end)))
+            mask = visible(queries[:, None], keys, window)[None, None]
             if starts is not None:
-                own = starts[:, None, start:end, None] <= torch.arange(first, end, device=starts.device)
-                weights.view(*query.shape[:2], *weights.shape[1:]).mul_(own.to(weights.dtype))
-            share[:, start:end] = weights.sum(-1, keepdim=True).reciprocal_()
-            torch.mul(weights @ v[:, first:end], share[:, start:end], out=out[:, start:end])
+                mask = mask & (starts[:, None, start:end, None] <= keys)
+            scores = (q[:, start:end] @ k[:, first:end].mT).unflatten(0, query.shape[:2])
+            weights, shares = (part.flatten(0, 1) for part in parts.weights(scores, mask.to(q.dtype)))
+            share[:, start:end] = shares
+            torch.mul(weights @ v[:, first:end], shares, out=out[:, start:end])
             blocks.append(weights)
         ctx.save_for_backward(q, k, v, out, share, *blocks)
+        ctx.score_gradients = parts.score_gradients
         return out.view_as(query)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, share, *blocks = ctx.saved_tensors
         shape = gradients[0].shape
         gradient = gradients[0].reshape(q.shape) * share
@@ -266,7 +303,7 @@ class _BlockedAttention(torch.autograd.Function):
             queries = slice(start, start + weights.size(1))
             keys = slice(queries.stop - weights.size(2), queries.stop)
             dv[:, keys] += weights.mT @ gradient[:, queries]
-            scores = (gradient[:, queries] @ v[:, keys].mT).sub_(mean[:, queries]).mul_(weights)
+            scores = ctx.score_gradients(gradient[:, queries] @ v[:, keys].mT, mean[:, queries], weights)
             dq[:, queries] = scores @ k[:, keys]
             dk[:, keys] += scores.mT @ q[:, queries]
-        return dq.mul_(q.size(-1) ** -0.5).view(shape), dk.view(shape), dv.view(shape), None, None
+        return dq.mul_(q.size(-1) ** -0.5).view(shape), dk.view(shape), dv.view(shape), None, None, None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.attention import HEADS_FIRST, Documents, attend, attend_cached
+from nanochat.model.attention import HEADS_FIRST, PLAIN, Documents, attend, attend_cached
 from nanochat.model.cache import KVCache
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
@@ -144,18 +144,20 @@ class Transformer(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
         self.packed_head: Tensor | None = None
-        self._enter, self._leave, self._loss_terms = Block.enter, Block.leave, chunk_terms
+        self._enter, self._leave, self._loss_terms, self._parts = Block.enter, Block.leave, chunk_terms, PLAIN
         self.initialise(seed)
 
     def compile_training(self) -> None:
         """Let `torch.compile` fuse what training does between the matrix products; results stay what they were.
 
         Regional: one graph before attention (two where some layers have value embeddings) and one after it, shared by
-        all layers, so that the time to compile does not grow with depth; and one of the loss's elementwise part.
+        all layers, so that the time to compile does not grow with depth; and what loss and blocked attention do between
+        their products.
         """
         self._enter = torch.compile(Block.enter, fullgraph=True, dynamic=False)
         self._leave = torch.compile(Block.leave, fullgraph=True, dynamic=False)
         self._loss_terms = torch.compile(chunk_terms, fullgraph=True, dynamic=False)
+        self._parts = PLAIN.compiled()
 
     def pack(self) -> None:
         """Make generation faster where this CPU can, at the price of a copy of all matrices, which must not change any
@@ -203,6 +205,7 @@ class Transformer(nn.Module):
         # Compiled graphs are for training's one shape; evaluation and generation change theirs with every call.
         training = cache is None and torch.is_grad_enabled()
         enter, leave = (self._enter, self._leave) if training else (Block.enter, Block.leave)
+        parts = self._parts if training else PLAIN
         attention = "sdpa" if self.attention == "flex" and not training else self.attention  # flex compiles each shape
         documents = None
         if self.config.document_attention and cache is None:
@@ -221,7 +224,7 @@ class Transformer(nn.Module):
             value_embedding = None if table is None else F.embedding(ids, table)
             x, query, key, value = enter(block, x, start, residual, share, value_embedding, cos, sin)
             if cache is None:
-                attended = attend(query, key, value, block.window, attention, documents)
+                attended = attend(query, key, value, block.window, attention, documents, parts)
             else:
                 assert positions is not None
                 key, value = cache.write(layer, key, value, positions)

@@ -23,7 +23,8 @@ EPSILON = 1e-10
 
 
 def muon_update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], momentum: Tensor, square: Tensor, lr: Tensor,
-                decay: Tensor, beta: Tensor, steps: int, dtype: torch.dtype) -> None:
+                decay: Tensor, beta: Tensor, steps: int, dtype: torch.dtype,
+                apply: Callable[..., None] | None = None) -> None:
     """Muon (Jordan et al. 2024) with Nesterov momentum, rows evened out as in NorMuon and cautious weight decay
     (arXiv:2510.12402), in place.
 
@@ -33,10 +34,17 @@ def muon_update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], momen
         square: one number for each row of the longer side, (matrices, rows, 1) or (matrices, 1, columns).
         lr, decay, beta: 0-d.
         steps, dtype: of the orthogonalisation.
+        apply: `apply_update` or its compiled form.
     """
     update = torch.cat([gradient.reshape(-1, *gradient.shape[-2:]) for gradient in gradients])
     momentum.lerp_(update, 1 - beta)
-    update = orthogonalize(update.lerp_(momentum, beta).to(dtype), steps).float()
+    update = orthogonalize(update.lerp_(momentum, beta).to(dtype), steps)
+    (apply or apply_update)(parameters, update, square, lr, decay)
+
+
+def apply_update(parameters: Sequence[Tensor], update: Tensor, square: Tensor, lr: Tensor, decay: Tensor) -> None:
+    """The part of `muon_update` after the orthogonalisation: all of it is elementwise, or a sum over a side."""
+    update = update.float()
     rows, columns = update.shape[-2:]
     long, short = (-2, -1) if rows >= columns else (-1, -2)
     power = update.square().mean(short, keepdim=True)
@@ -45,7 +53,7 @@ def muon_update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], momen
     # rescale so that evening out keeps each matrix's Frobenius norm
     norm = (power.sum(long, keepdim=True) / (power * even.square()).sum(long, keepdim=True).clamp_min(EPSILON)).sqrt()
     # an orthogonal matrix taller than wide has smaller entries; keep the update's effect on outputs (Muon's reference)
-    update *= even * norm * (lr * max(1.0, rows / columns) ** 0.5)
+    update = update * (even * norm * (lr * max(1.0, rows / columns) ** 0.5))
     counts = [parameter.numel() // (rows * columns) for parameter in parameters]
     for parameter, part in zip(parameters, update.split(counts), strict=True):
         delta = part.view_as(parameter)
@@ -64,8 +72,7 @@ class MuonAdamW:
         model: its parameters, contiguous and of one dtype, are grouped by name and shape.
         peak: learning rates at a schedule factor of 1, and weight decay.
         workers: who shares the work; None is a single worker.
-        compiler: wraps Muon's update, e.g. `torch.compile`; None runs it as it is. At depth 4 on CPU compiling took
-            25 s and saved 25 ms of one core's time a step: a thousand steps only repay it.
+        compiler: wraps what Muon does after its products, e.g. `torch.compile`; None runs it as it is.
         muon_steps: polynomials of the orthogonalisation.
         compute_dtype: what the orthogonalisation multiplies in; bf16 is enough where it is faster.
     """
@@ -76,7 +83,7 @@ class MuonAdamW:
         self.parameters = dict(model.named_parameters())
         self.peak, self.muon_steps, self.compute_dtype = peak, muon_steps, compute_dtype
         self.workers = workers or Workers()
-        self._muon_update = compiler(muon_update) if compiler else muon_update
+        self._apply_update = compiler(apply_update) if compiler else apply_update
         adamw_groups, muon_groups = group_parameters(self.parameters, peak)
         self.partition = partition(
             {name: self.parameters[name].shape for muon in muon_groups for name in muon.names},
@@ -178,8 +185,8 @@ class MuonAdamW:
                 momentum, row_square = (self.state[name].view(-1, *self.layout.shapes[name][1:])
                                         for name in (f"momentum.{index}", f"row_square.{index}"))
                 matrices = [flat.view(-1, *momentum.shape[1:]) for flat in views(self.parameters, own)]
-                self._muon_update(matrices, [gradients[piece].view(-1, *momentum.shape[1:]) for piece in own],
-                                  momentum, row_square, lr, decay, beta, self.muon_steps, self.compute_dtype)
+                muon_update(matrices, [gradients[piece].view(-1, *momentum.shape[1:]) for piece in own], momentum,
+                            row_square, lr, decay, beta, self.muon_steps, self.compute_dtype, self._apply_update)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor the next step depends on, whole, in names and shapes that do not depend on the workers.

@@ -344,8 +344,7 @@ def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None
     peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
     if config.compile:
         model.compile_training()
-    # On CPU compiling Muon's update would take longer than it saves in any but the longest runs, see MuonAdamW.
-    compiler: Any = torch.compile if config.compile and device.type == "cuda" else None
+    compiler: Any = partial(torch.compile, fullgraph=True, dynamic=False) if config.compile else None
     return Trainee(model, MuonAdamW(model, peak, workers=workers, compiler=compiler, compute_dtype=dtype))
 
 

@@ -2,23 +2,20 @@
 
 import argparse
 import tempfile
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
 
+from experiments.benchmarks import short_training
 from nanochat.config import PACKINGS, TINYWORLD
-from nanochat.data.batches import Batches
 from nanochat.data.shards import build_text_shards
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request, resolve
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.checkpoint import CheckpointStore
-from nanochat.training.loop import Surroundings, train_stage
 from nanochat.training.pipeline import build_trainee
 from nanochat.workers import Workers
 
@@ -72,22 +69,7 @@ def run(args: argparse.Namespace) -> int:
                         model, val[rows], sizes, max_tokens=40_960, rows_per_batch=8, workers=Workers()
                     )
 
-                begun = time.perf_counter()
-                around = Surroundings(
-                    workers=Workers(),
-                    store=CheckpointStore(Path(scratch) / packing / str(seed)),
-                    saves=False,
-                    emit=lambda event: None,
-                    validate=lambda rows: 0.0,
-                    should_stop=lambda: False,
-                    restore=lambda: None,
-                    identity={},
-                    peak_flops=1.0,
-                    run_clock=lambda begun=begun: time.perf_counter() - begun,
-                )
-                result = train_stage(
-                    "base", stage, trainee, Batches(train, args.batch_tokens // args.max_seq_len, seed), around, None
-                )
+                result = short_training.train(changed, trainee, train, Path(scratch))
                 attending = "within" if within else "across"
                 print(
                     f"{packing:8s} {attending} documents, seed {seed}  "

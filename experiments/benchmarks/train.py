@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 
+from experiments.benchmarks import public_parts
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig, Transformer, train_flops_per_token
 from nanochat.optim.muon_adamw import MuonAdamW
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of a step, in one piece")
     parser.add_argument("--steps", type=int, default=40, help="measured, after the first and three to warm up")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: where g++ is found")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: what is faster here")
+    parser.add_argument("--public", action="store_true", help="the same step from public parts too, on CPU")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     hardware = detect_hardware()
     device = torch.device(hardware.device_type)
-    dtype, why_dtype = choose_dtype(hardware)
+    dtype, why_dtype = (options.dtype, "as asked for") if options.dtype else choose_dtype(hardware)
     config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
     attention, why_attention = choose_attention(hardware, config, dtype)
     compiled = options.compile == "on" or (options.compile == "auto" and shutil.which("g++") is not None)
@@ -63,11 +66,19 @@ def run(options: argparse.Namespace) -> int:
     if compiled:
         model.compile_training()
     peak = hyperparameters(config, options.batch_tokens, options.batch_tokens * 1000)
-    optimizer = MuonAdamW(model, peak, compiler=partial(torch.compile, fullgraph=True, dynamic=False) if compiled else None,
+    compiler = partial(torch.compile, fullgraph=True, dynamic=False) if compiled else None
+    optimizer = MuonAdamW(model, peak, compiler=compiler,
                           compute_dtype=getattr(torch, dtype))
     first, times = measure(_stepper(model, optimizer, options, device), options.steps)
     peaks_after = measure_peaks(hardware.device_type)
     report(config, options, dtype, first, times, (hardware.peak_flops[dtype], peaks_after[dtype]))
+    if options.public:
+        for each in ("float32", "bfloat16"):
+            rows = options.batch_tokens // options.seq_len
+            ms = public_parts.step_ms(config, rows, each, options.steps, compiled=compiled)
+            ratio = ms / 1e3 / median(t.total for t in times)
+            print(f"public parts in {each}: {ms:.0f} ms, {1e3 * options.batch_tokens / ms:,.0f} tok/s; "
+                  f"here {ratio:.2f} times as many")
     return 0
 
 
@@ -79,6 +90,8 @@ def _check(options: argparse.Namespace) -> None:
         problems.append(f"--batch-tokens {options.batch_tokens} is not a multiple of --seq-len {options.seq_len}")
     if problems:
         raise UserError("; ".join(problems), "the defaults are 2,048 tokens in rows of 256")
+    if options.public:
+        public_parts.check()
     if options.compile == "on" and shutil.which("g++") is None:
         raise UserError("torch.compile needs a C++ compiler and there is no g++ here", "install g++, or --compile off")
 

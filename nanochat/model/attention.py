@@ -7,7 +7,7 @@ Shapes: queries, keys and values are (batch, head, time, head_dim). What lies in
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -247,7 +247,8 @@ class BlockParts(NamedTuple):
 
     def compiled(self) -> "BlockParts":
         """Once for all lengths, of which a row's blocks have as many as there are blocks."""
-        return BlockParts(*(torch.compile(part, fullgraph=True, dynamic=True) for part in self))
+        once = partial(torch.compile, fullgraph=True, dynamic=True)
+        return BlockParts(once(self.weights), once(self.score_gradients))
 
 
 PLAIN = BlockParts()

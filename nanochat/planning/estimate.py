@@ -14,8 +14,9 @@ from nanochat.model.loss import CHUNK_TOKENS
 from nanochat.planning.correction import Correction
 from nanochat.planning.hardware import Hardware
 
-# Shares of the measured matmul peak that a whole training step reaches; priors until a run has measured better.
-UTILISATION = {("cuda", True): 0.45, ("cuda", False): 0.25, ("cpu", True): 0.50, ("cpu", False): 0.33}
+# Shares of a GPU's matmul peak that a whole training step reaches, compiled or not; priors until a run has measured
+# better.
+UTILISATION = {True: 0.45, False: 0.25}
 MUON_STEPS = 5
 START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
 COMPILE_S = {"cpu": 15.0, "cuda": 60.0}
@@ -37,13 +38,40 @@ SPREAD = {
     "memory": {"common_sd": 0.1, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
 }
 MOST_HEEDED = 60  # trainings
-RUNTIME_BYTES = {"cpu": 560_000_000, "cuda": 540_000_000}  # of a worker, before it has a model
-COMPILER_BYTES = {"cpu": 100_000_000, "cuda": 0}
-# fp32 or bfloat16 numbers that training holds at its peak, for each token and channel: of each layer (compiled or not),
-# and of one layer alone, in passing. On CPU fitted to 18 trainings within 4 %, and 4 others within 6 %: LOG.md,
-# 2026-11-23.
-LAYER_VALUES = {("cpu", False): 38, ("cpu", True): 29, ("cuda", False): 15, ("cuda", True): 15}
+RUNTIME_BYTES = {"cpu": 580_000_000, "cuda": 540_000_000}  # of a worker, before it has a model
+COMPILER_BYTES = {"cpu": 145_000_000, "cuda": 0}
+# fp32 or bfloat16 numbers that training holds at its peak, for each token and channel: of each layer (by dtype, and
+# whether compiled), and of one layer alone, in passing. On CPU fitted to 26 trainings: LOG.md, 2026-11-27.
+GPU_LAYER_VALUES = 15
+CPU_LAYER_VALUES = {("float32", False): 27, ("float32", True): 29, ("bfloat16", False): 48, ("bfloat16", True): 31}
 PASSING_VALUES = {"cpu": 31, "cuda": 0}
+CPU_BFLOAT16_MATRIX_BYTES = 6  # for each number of the matrices: their copies, and those that products make
+
+
+@dataclass(frozen=True)
+class CpuStep:
+    """What a training step on a CPU takes. All but the products in units of a float32 operation at the matmul peak,
+    which says how fast a machine is at the rest too, if less well."""
+
+    products: float
+    """Times what the model's and the optimizer's products would take at the peak of their dtype."""
+    channels: float
+    """For each token, layer and channel."""
+    vocabulary: float
+    """For each token and token that could be next."""
+    weights: float
+    """For each attention weight."""
+    layers: float
+    """For each layer, whatever its size."""
+
+
+# Fitted to 26 trainings within 13 %: LOG.md, 2026-11-27.
+CPU_STEPS = {
+    ("float32", True): CpuStep(1.18, 12_900, 3_050, 510, 0),
+    ("float32", False): CpuStep(1.28, 16_900, 1_700, 850, 0.9e9),
+    ("bfloat16", True): CpuStep(2.30, 4_200, 800, 740, 3.0e9),
+    ("bfloat16", False): CpuStep(2.81, 14_600, 560, 1_210, 3.4e9),
+}
 
 
 @dataclass(frozen=True)
@@ -134,10 +162,22 @@ def step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardware, num_
 
 def modelled_step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardware, num_workers: int = 1) -> float:
     """The same before anything was measured but the peak."""
-    peak = hardware.peak_flops[config.compute_dtype] * UTILISATION[hardware.device_type, config.compile]
-    devices = num_workers if hardware.device_type == "cuda" else 1  # CPU workers share the same processors
-    model_flops = stage.total_batch_size * train_flops_per_token(config.model, config.model.max_seq_len)
-    return (model_flops / devices + optimizer_flops(config.model)) / peak
+    model, tokens = config.model, stage.total_batch_size
+    peak = hardware.peak_flops[config.compute_dtype]
+    model_flops = tokens * train_flops_per_token(model, model.max_seq_len)
+    if hardware.device_type == "cuda":
+        return (model_flops / num_workers + optimizer_flops(model)) / (peak * UTILISATION[config.compile])
+    step = CPU_STEPS[config.compute_dtype, config.compile]  # workers on a CPU share its processors
+    rest = tokens * (step.channels * model.depth * model.width + step.vocabulary * model.vocab_size)
+    rest += step.weights * tokens * _attention_weights(config) + step.layers * model.depth
+    return step.products * (model_flops + optimizer_flops(model)) / peak + rest / hardware.peak_flops["float32"]
+
+
+def _attention_weights(config: RunConfig) -> float:
+    """Of all layers and heads that a CPU computes and keeps, for each token."""
+    model, dtype = config.model, getattr(torch, config.compute_dtype)
+    of_row = sum(blocked_weights(model.max_seq_len, model.window(layer), dtype) for layer in range(model.depth))
+    return model.num_heads * of_row / model.max_seq_len
 
 
 def train_memory(config: RunConfig, device_batch_size: int, hardware: Hardware, num_workers: int = 1) -> Memory:
@@ -158,16 +198,16 @@ def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str)
     count, element = count_parameters(model), 2 if config.compute_dtype == "bfloat16" else 4
     adamw = count.total - count.matrices
     tokens = device_batch_size * model.max_seq_len
-    kept = model.depth * LAYER_VALUES[device_type, config.compile] * model.width
-    kept += PASSING_VALUES[device_type] * model.width
-    logits = tokens * model.vocab_size * (8 + element)
-    if device_type == "cpu":
-        dtype = getattr(torch, config.compute_dtype)
-        weights = sum(blocked_weights(model.max_seq_len, model.window(layer), dtype) for layer in range(model.depth))
-        kept += model.num_heads * weights // model.max_seq_len
+    weights, logits = 4 * count.total, tokens * model.vocab_size * (8 + element)
+    on_cpu = device_type == "cpu"
+    of_layer = CPU_LAYER_VALUES[config.compute_dtype, config.compile] if on_cpu else GPU_LAYER_VALUES
+    kept = model.width * (model.depth * of_layer + PASSING_VALUES[device_type])
+    if on_cpu:
+        kept += round(_attention_weights(config))
         logits = min(tokens, CHUNK_TOKENS["cpu"]) * model.vocab_size * 4 * element + 8 * model.vocab_size * model.width
+        weights += CPU_BFLOAT16_MATRIX_BYTES * count.matrices if element == 2 else 0
     return Memory(
-        weights=4 * count.total,
+        weights=weights,
         gradients=4 * (count.total + count.matrices),
         optimizer=4 * (2 * adamw + count.matrices),
         activations=tokens * kept * element,

@@ -1,0 +1,75 @@
+"""Whether speed costs quality: the fast training step beside the plain one, the same tokens, several seeds."""
+
+import argparse
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from experiments.benchmarks import short_training
+from nanochat.config import TINYWORLD
+from nanochat.data.shards import build_text_shards
+from nanochat.data.sources import cache_directory, open_sources
+from nanochat.errors import UserError
+from nanochat.evaluation.bpb import bits_per_byte
+from nanochat.model import Transformer
+from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.resolve import Request, resolve
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.pipeline import build_trainee, prepare_process
+from nanochat.workers import Workers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default=TINYWORLD, help="tinyworld, or a path to text")
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--seeds", type=int, default=3)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print val_bpb and speed of each training, and the difference beside what seeds alone make."""
+    if args.seeds < 2 or args.steps < 10:
+        raise UserError("--seeds must be at least 2 and --steps at least 10", "leave them out")
+    prepare_process()
+    hardware = detect_hardware()
+    fast = resolve(
+        Request(data=args.data, depth=args.depth, total_batch_size=args.batch_tokens, stages=("tokenizer", "base"),
+                compile="on"),
+        hardware, compiler=shutil.which("g++")).config  # fmt: skip
+    base = replace(fast.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps)
+    fast = replace(fast, base=base)
+    plain = replace(fast, compute_dtype="float32", attention="sdpa", compile=False)
+    print(hardware.describe())
+    print(f"depth {args.depth}, {args.steps} steps of {args.batch_tokens} tokens of {args.data}")
+    sources = open_sources(args.data, cache_directory())
+    tokenizer = Tokenizer.train(sources.tokenizer_texts(20_000_000), fast.tokenizer.vocab_size)
+    sizes, row_tokens = torch.from_numpy(tokenizer.token_bytes()).long(), fast.model.max_seq_len
+    split = ("all", "all") if sources.base_val else ("train", "val")
+    found: dict[str, list[float]] = {"fast": [], "plain": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        train, val = (
+            build_text_shards(files, tokenizer, Path(scratch) / "shards", split=part, one_in=sources.one_in,
+                              row_tokens=row_tokens, packing=base.packing)
+            for files, part in ((sources.base_train, split[0]), (sources.base_val or sources.base_train, split[1]))
+        )  # fmt: skip
+        for seed in range(args.seeds):
+            for name, config in (("plain", plain), ("fast", fast)):
+                seeded = replace(config, seed=seed)
+                trainee = build_trainee(seeded, Workers(), tokenizer.bos_id)
+                result = short_training.train(seeded, trainee, train, Path(scratch))
+                exact = Transformer(config.model, attention="sdpa", bos_id=tokenizer.bos_id)  # both judged in float32
+                exact.load_state_dict(trainee.model.state_dict())
+                bpb = bits_per_byte(exact, val, sizes, max_tokens=200_000, rows_per_batch=8, workers=Workers())
+                found[name].append(bpb)
+                print(f"seed {seed}  {name:5}  {config.compute_dtype}, {config.attention}, "
+                      f"{'compiled' if config.compile else 'not compiled'}  val_bpb {bpb:.4f}  "
+                      f"{result.tokens_per_second:,.0f} tok/s", flush=True)  # fmt: skip
+    differences = [a - b for a, b in zip(found["fast"], found["plain"], strict=True)]
+    print(f"fast - plain: {mean(differences):+.4f} ± {stdev(differences) / args.seeds**0.5:.4f} (standard error); "
+          f"seeds alone: ± {stdev(found['plain']):.4f} (standard deviation)")  # fmt: skip
+    return 0

@@ -25,6 +25,9 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one that hangs is given up
     "GOMP_SPINCOUNT": "10000",  # wait a little: see LOG.md, 2026-11-22
+    # Ray Train trains in a thread, whose own heap glibc takes apart however much it is told to keep (keep_freed_memory):
+    # 2,500 page faults a step, a tenth of its time. One heap for all threads is kept: LOG.md, 2026-11-27.
+    "MALLOC_ARENA_MAX": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }
 OWN = {  # of a cluster that is bound to this machine

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="on", help="of the fast step")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     hardware = detect_hardware()
     fast = resolve(
         Request(data=args.data, depth=args.depth, total_batch_size=args.batch_tokens, stages=("tokenizer", "base"),
-                compile="on"),
+                compile=args.compile),
         hardware, compiler=shutil.which("g++")).config  # fmt: skip
     base = replace(fast.base, num_iterations=args.steps, eval_every=args.steps, checkpoint_every=args.steps)
     fast = replace(fast, base=base)

@@ -177,7 +177,8 @@ def peak_memory_bytes(device_type: str) -> int:
 def keep_freed_memory() -> None:
     """Let this process keep what it frees, where the C library is glibc. A training step on CPU frees and takes the
     same hundreds of megabytes again and again; given back to the system each time, their pages come back one fault
-    after the other, 7 to 10 % of a step (LOG.md, 2026-11-27)."""
+    after the other, 7 to 10 % of a step (LOG.md, 2026-11-27). Of the main thread only, unless the process was started
+    with MALLOC_ARENA_MAX=1."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)

@@ -48,8 +48,9 @@ def test_the_first_step_and_the_warm_up_are_not_counted() -> None:
 
 @pytest.mark.usefixtures("settings_restored")
 def test_a_small_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["train", *TINY, "--compile", "off"]) == 0
+    assert bench.main(["train", *TINY, "--compile", "off", "--public"]) == 0
     out = capsys.readouterr().out
+    assert len(re.findall(r"public parts in \w+: \d+ ms, [\d,]+ tok/s; here [\d.]+ times as many", out)) == 2
     assert re.search(r"dtype (float32|bfloat16): .* times as fast", out)
     assert "compiled: no" in out
     assert re.search(r"median +\d+ ms \(forward \d+  backward \d+  optimizer \d+\)  [\d,]+ tok/s", out)
@@ -67,3 +68,15 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"there is no g\+\+ here"):
         bench.main(["train", *TINY, "--compile", "on"])
+
+
+@pytest.mark.usefixtures("settings_restored")
+def test_fast_and_plain_are_judged_beside_what_seeds_make(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--depth", "1", "--steps", "12", "--batch-tokens", "512", "--seeds", "2"]
+    assert bench.main(["quality", *size, "--compile", "off"]) == 0
+    out = capsys.readouterr().out
+    bpb = [float(found) for found in re.findall(r"seed \d +\w+ .*val_bpb ([\d.]+)", out)]
+    assert len(bpb) == 4
+    difference = float(re.search(r"fast - plain: ([+-][\d.]+) ±", out).group(1))
+    assert difference == pytest.approx((bpb[1] - bpb[0] + bpb[3] - bpb[2]) / 2, abs=1.1e-4)
+    assert abs(difference) < 0.05

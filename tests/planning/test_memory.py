@@ -1,6 +1,9 @@
 """What ran out of memory once is not tried again on the same hardware with the same model; peaks are measured."""
 
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,3 +60,27 @@ def test_peak_memory_is_that_since_it_was_forgotten():
     assert peak_memory_bytes("cpu") > high - 2**20  # the kernel counts in batches
     forget_peak_memory("cpu")
     assert peak_memory_bytes("cpu") < high - 200 * 2**20
+
+
+TAKE_AND_FREE = """
+import resource, sys
+import torch
+from nanochat.planning.hardware import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for number in range(12):
+    if number == 2:  # what it has by now is what it needs
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(16 << 20)  # 64 MB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's to keep")
+def test_memory_that_is_kept_brings_no_page_faults():
+    def faults(how):
+        done = subprocess.run([sys.executable, "-c", TAKE_AND_FREE, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("keep") < 1000
+    assert faults("give back") > 10 * faults("keep") + 1000

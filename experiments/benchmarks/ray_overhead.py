@@ -18,8 +18,8 @@ from nanochat.training.loop import WARM_UP_STEPS
 BARE = """
 import sys
 from pathlib import Path
+import experiments.cluster  # its settings of threads, as Ray's workers have them; torch reads them when it is imported
 import torch
-import experiments.cluster  # its settings of threads, as Ray's workers have them
 from nanochat.events import JsonlSink
 from nanochat.run import Run
 from nanochat.training.pipeline import prepare_process, run_pipeline

@@ -24,11 +24,11 @@ QUIET = {
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process stop the training
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one that hangs is given up
-    # How long a thread waits awake: ten times as long makes a quiet machine's step 10 % shorter and a busy one's four
-    # times as long (LOG.md, 2026-11-22 and 2026-11-27).
+    # How long a thread waits awake: with ten times as much a step on a busy machine takes four times as long (LOG.md,
+    # 2026-11-22 and 2026-11-27).
     "GOMP_SPINCOUNT": "10000",
     # Ray Train trains in a thread, whose own heap glibc takes apart whatever it is told to keep (keep_freed_memory):
-    # 2,500 page faults a step, a tenth of its time. One heap for all threads is kept: LOG.md, 2026-11-27.
+    # 2,500 page faults a step. One heap for all threads is kept: LOG.md, 2026-11-27.
     "MALLOC_ARENA_MAX": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }

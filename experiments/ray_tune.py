@@ -222,9 +222,10 @@ def trained(run: Run, started: float, emit: Sink, should_stop: Callable[[], bool
     import torch
 
     from nanochat.training.loop import Interrupted, is_out_of_memory
-    from nanochat.training.pipeline import run_pipeline
+    from nanochat.training.pipeline import prepare_process, run_pipeline
     from nanochat.workers import Workers
 
+    prepare_process()  # as the final training is, whose throughput trials tell
     logging.getLogger("rustbpe").setLevel(logging.WARNING)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     (stage,) = run.config().trained_stages
@@ -262,8 +263,11 @@ def _memory_is_released() -> bool:
     """Whether a trial that has ended has left the device's memory to the next one."""
     import torch
 
+    from nanochat.planning.hardware import forget_peak_memory
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated() < LEFT_SHARE * torch.cuda.get_device_properties(0).total_memory
+    forget_peak_memory("cpu")  # which gives back what the process has kept
     return psutil.Process().memory_info().rss < LEFT_SHARE * psutil.virtual_memory().total

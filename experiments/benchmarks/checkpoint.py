@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     hardware = detect_hardware()
     config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
-    attention, _ = choose_attention(hardware, config, "float32")
+    attention, _ = choose_attention(hardware, config, "float32", options.rows)
     model = Transformer(config, attention=attention).to(hardware.device_type)
     tokens = options.rows * options.seq_len
     optimizer = MuonAdamW(model, hyperparameters(model.config, tokens, tokens * 1000))

@@ -22,8 +22,8 @@ from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.model.loss import chunk_terms, linear_cross_entropy
 from nanochat.planning.estimate import modelled_memory
-from nanochat.planning.hardware import Hardware, choose_dtype, detect_hardware, peak_memory_bytes
-from nanochat.planning.kernels import ROWS, attention_ms
+from nanochat.planning.hardware import DATA_SHEETS, Hardware, choose_dtype, detect_hardware, peak_memory_bytes
+from nanochat.planning.kernels import MOST_ROWS, attention_ms
 from nanochat.planning.resolve import Request, resolve
 from nanochat.run import create
 from nanochat.training.loop import Interrupted, is_out_of_memory
@@ -31,9 +31,9 @@ from nanochat.training.pipeline import build_trainee, prepare_process, run_pipel
 from nanochat.workers import Workers
 
 STEP_TOKENS = 524_288  # what the rates of training are for: as many pieces, then one update
-PIECES = 6  # timed, after two to warm up
-SEARCHED_S = 45.0  # for the rows of one depth
-PRODUCTS = ((8192, 768, 3072), (8192, 1280, 5120), (8192, 4096, 4096))  # (tokens, in, out) of fp8 beside bfloat16
+PIECES = 8  # of those in a row that are timed
+SEARCHED_S = 75.0  # for the rows of one depth
+PRODUCTS = ((65_536, 768, 3072), (65_536, 1280, 5120), (16_384, 4096, 4096))  # (tokens, in, out) of fp8 beside bfloat16
 
 Part = Callable[[argparse.Namespace, Hardware], Any]
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=7.5, help="after which no further part begins")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--depths", type=int, nargs="+", default=[12, 20])
-    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64, 128], help="of a forward pass")
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 16, 64, 8], help="of a forward pass")
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--vocab-size", type=int, default=32_768)
     parser.add_argument("--seconds", type=float, default=60.0, help="of real training")
@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure part by part; what fails is noted, and the next part goes on."""
+    prepare_process()  # as training is
     began, hardware = time.monotonic(), detect_hardware()
     print(hardware.describe(), flush=True)
     if hardware.device_type != "cuda":
         print("There is no GPU here: these are figures of the CPU, to try the benchmark.")
-    prepare_process()  # as training is
     found: dict[str, Any] = {"hardware": _about(hardware), "seconds": {}}
     failed = False
     for name in options.parts:
@@ -80,12 +80,29 @@ def _about(hardware: Hardware) -> dict[str, Any]:
         "name": hardware.name,
         "memory_bytes": hardware.memory_bytes,
         "peak_flops": hardware.peak_flops,
+        "data_sheet_flops": _data_sheet_flops(hardware),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
     if hardware.device_type == "cuda":
         about |= {"capability": list(torch.cuda.get_device_capability()), "cuda": torch.version.cuda}
     return about
+
+
+def _data_sheet_flops(hardware: Hardware) -> float | None:
+    """Of bfloat16 products, dense; None: of no GPU known here."""
+    name = hardware.name.lower()
+    if "pcie" in name or "nvl" in name:  # slower than the SXM boards of the same name
+        return None
+    known = (sheet for key, sheet in DATA_SHEETS.items() if all(word in name for word in key.split("-")))
+    return next((sheet.peak_flops["bfloat16"] for sheet in known), None)
+
+
+def _shares(rate: float, model: ModelConfig, dtype: str, hardware: Hardware) -> dict[str, float]:
+    """Model FLOPs of so many tokens a second, over those of the largest products here and of the data sheet."""
+    flops, sheet = rate * train_flops_per_token(model, model.max_seq_len), _data_sheet_flops(hardware)
+    shares = {"share_of_measured_peak": flops / hardware.peak_flops[dtype]}
+    return shares | ({"mfu": flops / sheet} if sheet else {})
 
 
 def _show(found: Any, indent: str = "  ") -> None:
@@ -123,12 +140,12 @@ def bandwidth(options: argparse.Namespace, hardware: Hardware) -> dict[str, floa
 
 def attention(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]:
     """Milliseconds of each backend for all layers of a model, with full attention and with windows in half of them."""
-    found = {}
+    found, rows = {}, min(MOST_ROWS, options.rows[0])
     for depth in options.depths:
         for pattern in ("L", "SL"):
             model = ModelConfig.from_depth(depth, options.vocab_size, options.seq_len)
             dtype, device = getattr(torch, choose_dtype(hardware)[0]), torch.device(hardware.device_type)
-            found[f"depth {depth}, windows {pattern}"] = attention_ms(replace(model, window_pattern=pattern), ROWS,
+            found[f"depth {depth}, windows {pattern}"] = attention_ms(replace(model, window_pattern=pattern), rows,
                                                                       dtype, device)  # fmt: skip
             _free()
     return found
@@ -144,6 +161,19 @@ def steps(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]:
         config = _config(options, depth, hardware)
         _free()  # of what choosing the kernel has held
         found[f"depth {depth}"] = _steps_of(config, hardware, options.rows)
+    return found
+
+
+def demo(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]:
+    """What mode demo's base stage takes here, by the step of its model: in bfloat16 and, where there is fp8, in it."""
+    config = resolve(Request(compile=options.compile), hardware, compiler="g++").config
+    rows = min(config.base.device_batch_size, max(options.rows))
+    found = {}
+    for fp8 in (False,) if fp8_unavailable(torch.device(hardware.device_type)) else (False, True):
+        _free()
+        step = _step(replace(config, fp8=fp8), rows, hardware)
+        tokens = config.base.num_iterations * config.base.total_batch_size
+        found["fp8" if fp8 else "bf16"] = {"base_minutes": tokens / step["tokens_per_second"] / 60, **step}
     return found
 
 
@@ -176,34 +206,35 @@ def _steps_of(config: RunConfig, hardware: Hardware, each: Sequence[int]) -> lis
 
 def _step(config: RunConfig, rows: int, hardware: Hardware) -> dict[str, Any]:
     """One shape: a model of its own, compiled anew. A step is as many pieces of so many rows as make its tokens, and
-    one update."""
-    model, peak = config.model, hardware.peak_flops[config.compute_dtype]
-    trainee = build_trainee(config, Workers(device=torch.device(hardware.device_type)))
-    ids, targets = (torch.randint(model.vocab_size, (rows, model.max_seq_len), device=hardware.device_type)
-                    for _ in range(2))  # fmt: skip
+    one update, after which the host has waited for its results as training does."""
+    model, device = config.model, hardware.device_type
+    trainee = build_trainee(config, Workers(device=torch.device(device)))
+    ids, targets = (torch.randint(model.vocab_size, (rows, model.max_seq_len), device=device) for _ in range(2))
+    pieces = max(STEP_TOKENS // ids.numel(), 1)
+    timed = max(min(pieces, PIECES), 2)
 
-    def piece() -> None:
-        (trainee.model.loss_sum(ids, targets) / ids.numel()).backward()
-
-    def update() -> None:
-        piece()
+    def step(pieces: int) -> None:
+        for _ in range(pieces):
+            (trainee.model.loss_sum(ids, targets) / ids.numel()).backward()
+        trainee.optimizer.reduce_gradients()
         trainee.optimizer.step(0.0, 0.95)
 
-    first_s = _median_s(update, hardware, 1, warm_up=0)
-    both_s = _median_s(update, hardware, PIECES)
-    piece_s = _median_s(piece, hardware, PIECES)
-    pieces = max(STEP_TOKENS // ids.numel(), 1)
-    rate = pieces * ids.numel() / ((pieces - 1) * piece_s + both_s)
+    first_s = _median_s(lambda: step(1), hardware, 1, warm_up=0)
+    one_s = _median_s(lambda: step(1), hardware, 2, warm_up=1)
+    piece_s = (_median_s(lambda: step(timed), hardware, 2, warm_up=0) - one_s) / (timed - 1)
+    step_s = one_s + (pieces - 1) * piece_s
+    rate = pieces * ids.numel() / step_s
     return {
         "rows": rows,
         "attention": config.attention,
         "tokens_per_second": rate,
-        "mfu": rate * train_flops_per_token(model, model.max_seq_len) / peak,
+        **_shares(rate, model, config.compute_dtype, hardware),
+        "step_s": step_s,
         "piece_ms": 1e3 * piece_s,
-        "update_ms": 1e3 * (both_s - piece_s),
+        "update_ms": 1e3 * (one_s - piece_s),
         "first_step_s": first_s,
-        "peak_memory_gb": peak_memory_bytes(hardware.device_type) / 1e9,
-        "modelled_memory_gb": modelled_memory(config, rows, hardware.device_type).total / 1e9,
+        "peak_memory_gb": peak_memory_bytes(device) / 1e9,
+        "modelled_memory_gb": modelled_memory(config, rows, device).total / 1e9,
         "parameters": count_parameters(model).total,
     }
 
@@ -293,7 +324,7 @@ def training(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]:
         "tokens_per_step": base.total_batch_size,
         "rows": base.device_batch_size,
         "tokens_per_second": rate,
-        "mfu": rate * train_flops_per_token(config.model, options.seq_len) / hardware.peak_flops[config.compute_dtype],
+        **_shares(rate, config.model, config.compute_dtype, hardware),
         "first_step_s": done[0].seconds,
         "loss_first": done[0].loss,
         "loss_last": median(event.loss for event in last),
@@ -338,5 +369,5 @@ def _now(hardware: Hardware) -> float:
     return time.perf_counter()
 
 
-PARTS: dict[str, Part] = {"bandwidth": bandwidth, "attention": attention, "steps": steps, "loss": loss, "fp8": fp8,
-                          "training": training, "fp8_steps": fp8_steps}  # fmt: skip
+PARTS: dict[str, Part] = {"bandwidth": bandwidth, "attention": attention, "steps": steps, "training": training,
+                          "demo": demo, "loss": loss, "fp8": fp8, "fp8_steps": fp8_steps}  # fmt: skip

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch.device(hardware.device_type)
     dtype, why_dtype = (options.dtype, "as asked for") if options.dtype else choose_dtype(hardware)
     config = ModelConfig.from_depth(options.depth, options.vocab_size, options.seq_len)
-    attention, why_attention = choose_attention(hardware, config, dtype)
+    attention, why_attention = choose_attention(hardware, config, dtype, max(options.batch_tokens // options.seq_len, 1))
     compiled = options.compile == "on" or (options.compile == "auto" and shutil.which("g++") is not None)
     print(hardware.describe())
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -167,14 +167,21 @@ def _flash3(query: Tensor, key: Tensor, value: Tensor, window: int | None, docum
 def _flex(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
     """FlexAttention (arXiv:2412.05496), compiled for this mask."""
     rows = _block_mask(query.size(2), window, query.device) if documents is None else documents.block_mask(window)
-    return _compiled_flex()(query, key, value, block_mask=rows)
+    return _compiled_flex()(*(part.transpose(1, 2) for part in (query, key, value)), rows).transpose(1, 2)
 
 
 @cache
 def _compiled_flex() -> Callable[..., Tensor]:
+    """Of (batch, time, head, head_dim): gradients of what a graph returns are copied if they are not contiguous."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    def time_first(query: Tensor, key: Tensor, value: Tensor, rows: Any) -> Tensor:
+        heads = (part.transpose(1, 2) for part in (query, key, value))
+        out = flex_attention(*heads, block_mask=rows)
+        assert isinstance(out, Tensor)
+        return out.transpose(1, 2)
+
+    return torch.compile(time_first, dynamic=False)
 
 
 @cache

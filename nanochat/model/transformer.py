@@ -25,16 +25,18 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotary_angles(seq_len: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (seq_len, head_dim / 2), fp32."""
+    """Cosines and, for the first half of a head and the second, sines of both signs: (seq_len, 2, head_dim / 2),
+    fp32."""
     frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(seq_len, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.stack((cos, cos), dim=1), torch.stack((sin, -sin), dim=1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head's two halves as pairs. x: (…, time, head, head_dim); cos, sin: (…, time, 1, half)."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1).to(x.dtype)
+    """Turn each head's two halves as pairs. x: (…, time, head, head_dim); cos, sin: (…, time, 1, 2, head_dim / 2)."""
+    halves = x.float().unflatten(-1, (2, -1))
+    return (halves * cos + halves.flip(-2) * sin).flatten(-2).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -45,7 +47,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, *, heads_first: bool, fp8: bool) -> None:
         super().__init__()
-        self.heads_first = heads_first  # how attention wants its arguments in memory
+        self.heads_first = heads_first
         self.fp8 = fp8
         self.packed: dict[str, Tensor] = {}
         width = config.width
@@ -72,14 +74,14 @@ class Block(nn.Module):
 
     def enter(self, x: Tensor, start: Tensor, residual: Tensor | None, share: Tensor | None,
               value_embedding: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The residual stream as this block sees it (batch, time, width), and its queries, keys and values
-        (batch, head, time, head_dim).
+        """The residual stream as this block sees it (batch, time, width), and its queries, keys and values, contiguous
+        as attention wants them: (batch, head, time, head_dim) if `heads_first`, else (batch, time, head, head_dim).
 
         Args:
             x, start: the stream and what it was before the first block, (batch, time, width).
             residual, share: factors on these two, or None.
             value_embedding: (batch, time, width) or None.
-            cos, sin: (batch or 1, time, 1, head_dim / 2).
+            cos, sin: (batch or 1, time, 1, 2, head_dim / 2).
         """
         if residual is not None:
             x = x * residual
@@ -95,10 +97,9 @@ class Block(nn.Module):
         query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
         if self.scale != 1:
             query, key = query * self.scale, key * self.scale
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if self.heads_first:
-            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        return x, query, key, value
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        return x, query.contiguous(), key.contiguous(), value.contiguous()
 
     def leave(self, x: Tensor, attended: Tensor) -> Tensor:
         """The stream after attention (batch, head, time, head_dim) and MLP."""
@@ -129,8 +130,8 @@ class Transformer(nn.Module):
         self.value_embeddings = nn.ParameterDict({
             str(layer): nn.Parameter(torch.empty(table)) for layer in range(config.depth)
             if config.has_value_embedding(layer)})
-        heads_first = attention in HEADS_FIRST
-        self.blocks = nn.ModuleList(Block(config, layer, heads_first=heads_first, fp8=fp8)
+        self.heads_first = attention in HEADS_FIRST
+        self.blocks = nn.ModuleList(Block(config, layer, heads_first=self.heads_first, fp8=fp8)
                                     for layer in range(config.depth))
         self.head = nn.Parameter(torch.empty(table))
         self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
         self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
         self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
         cos, sin = rotary_angles(config.max_seq_len, config.head_dim, config.rope_base)
-        self.register_buffer("cos", cos[:, None], persistent=False)  # (max_seq_len, 1, head_dim / 2)
+        self.register_buffer("cos", cos[:, None], persistent=False)  # (max_seq_len, 1, 2, head_dim / 2)
         self.register_buffer("sin", sin[:, None], persistent=False)
         self.cos: Tensor
         self.sin: Tensor
@@ -172,16 +173,18 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Initial weights as public nanochat found best: unit-variance embeddings, uniform projections of variance
-        1/width, zero output projections (each block starts as the identity), a nearly silent head."""
+        1/width, zero output projections (each block starts as the identity), a nearly silent head. Drawn on the CPU, so
+        that they are the same on any device."""
         generator = torch.Generator().manual_seed(seed)
         bound = (3 / self.config.width) ** 0.5
         for name, parameter in self.named_parameters():
+            drawn = torch.empty_like(parameter, device="cpu")
             if name == "embedding":
-                parameter.normal_(0.0, 1.0, generator=generator)
+                parameter.copy_(drawn.normal_(0.0, 1.0, generator=generator))
             elif name == "head":
-                parameter.normal_(0.0, 0.001, generator=generator)
+                parameter.copy_(drawn.normal_(0.0, 0.001, generator=generator))
             elif name.startswith("value_embeddings") or name.endswith(("qkv", "mlp_in")):
-                parameter.uniform_(-bound, bound, generator=generator)
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
             elif name == "residual_scalars":
                 parameter.fill_(1.0)
             elif name == "input_scalars":
@@ -223,6 +226,8 @@ class Transformer(nn.Module):
             table = self.value_embeddings[str(layer)] if self.config.has_value_embedding(layer) else None
             value_embedding = None if table is None else F.embedding(ids, table)
             x, query, key, value = enter(block, x, start, residual, share, value_embedding, cos, sin)
+            if not self.heads_first:  # not in `enter`: gradients of what it returns are copied if not contiguous
+                query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             if cache is None:
                 attended = attend(query, key, value, block.window, attention, documents, parts)
             else:

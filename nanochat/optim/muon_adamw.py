@@ -39,11 +39,13 @@ def muon_update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], momen
     update = torch.cat([gradient.reshape(-1, *gradient.shape[-2:]) for gradient in gradients])
     momentum.lerp_(update, 1 - beta)
     update = orthogonalize(update.lerp_(momentum, beta).to(dtype), steps)
-    (apply or apply_update)(parameters, update, square, lr, decay)
+    counts = [parameter.numel() // update[0].numel() for parameter in parameters]
+    for parts in zip(parameters, update.split(counts), square.split(counts), strict=True):
+        (apply or apply_update)(*parts, lr, decay)
 
 
-def apply_update(parameters: Sequence[Tensor], update: Tensor, square: Tensor, lr: Tensor, decay: Tensor) -> None:
-    """The part of `muon_update` after the orthogonalisation: all of it is elementwise, or a sum over a side."""
+def apply_update(parameter: Tensor, update: Tensor, square: Tensor, lr: Tensor, decay: Tensor) -> None:
+    """The part of `muon_update` after the orthogonalisation, for one parameter: elementwise, or sums over a side."""
     update = update.float()
     rows, columns = update.shape[-2:]
     long, short = (-2, -1) if rows >= columns else (-1, -2)
@@ -53,12 +55,9 @@ def apply_update(parameters: Sequence[Tensor], update: Tensor, square: Tensor, l
     # rescale so that evening out keeps each matrix's Frobenius norm
     norm = (power.sum(long, keepdim=True) / (power * even.square()).sum(long, keepdim=True).clamp_min(EPSILON)).sqrt()
     # an orthogonal matrix taller than wide has smaller entries; keep the update's effect on outputs (Muon's reference)
-    update = update * (even * norm * (lr * max(1.0, rows / columns) ** 0.5))
-    counts = [parameter.numel() // (rows * columns) for parameter in parameters]
-    for parameter, part in zip(parameters, update.split(counts), strict=True):
-        delta = part.view_as(parameter)
-        agrees = delta * parameter >= 0
-        parameter.mul_(1 - lr * decay * agrees).sub_(delta)
+    delta = (update * (even * norm * (lr * max(1.0, rows / columns) ** 0.5))).view_as(parameter)
+    agrees = delta * parameter >= 0
+    parameter.mul_(1 - lr * decay * agrees).sub_(delta)
 
 
 class MuonAdamW:

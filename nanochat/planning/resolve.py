@@ -125,7 +125,9 @@ def resolve(
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     if attention is None and not any(each.partition("=")[0].strip() == "attention" for each in request.assignments):
-        attention, why = choose_attention(hardware, config.model, config.compute_dtype)
+        trained = config.trained_stages
+        rows = config.stage(trained[0]).device_batch_size if trained else 1
+        attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows)
         config = replace(config, attention=attention)
         say(f"attention {attention}: {why}")
     if config.fp8 and hardware.device_type != "cuda":

@@ -6,6 +6,7 @@ from math import log
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nanochat.model import IGNORE, KVCache, ModelConfig, Transformer
 from nanochat.model.transformer import Block
@@ -208,3 +209,18 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     second, third = Transformer(CONFIG, seed=5), Transformer(CONFIG, seed=6)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.embedding, third.embedding)
+
+
+class OneDeviceDraws(TorchFunctionMode):
+    """A kernel draws only with a generator of its tensor's device, which a machine without a GPU cannot see fail."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        generator = (kwargs or {}).get("generator")
+        assert generator is None or generator.device == args[0].device
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_model_on_another_device_is_initialised() -> None:
+    model = Transformer(CONFIG).to("meta")
+    with OneDeviceDraws():
+        model.initialise(0)

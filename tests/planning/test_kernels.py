@@ -1,9 +1,12 @@
 """The attention kernel is the fastest that works, and all that was found is said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from nanochat.model import ModelConfig
+from nanochat.model import attention as model_attention
 from nanochat.model.attention import BACKENDS
 from nanochat.planning import kernels
 from nanochat.planning.hardware import DATA_SHEETS, Hardware
@@ -15,7 +18,7 @@ MODEL = ModelConfig(depth=3, width=64, head_dim=32, vocab_size=64, max_seq_len=4
 
 @pytest.mark.parametrize("hardware", [CPU, DATA_SHEETS["h100"]], ids=lambda hardware: hardware.name)
 def test_the_choice_comes_with_its_reason(hardware):
-    backend, reason = choose_attention(hardware, MODEL, "float32")
+    backend, reason = choose_attention(hardware, MODEL, "float32", rows=2)
     assert backend in BACKENDS
     assert reason
 
@@ -36,11 +39,33 @@ def test_the_fastest_is_chosen_and_all_are_told():
 
 def test_a_kernel_that_fails_is_not_chosen(monkeypatch):
     def attend(query, key, value, window, backend, documents):
-        if backend == "sdpa":
+        if backend == "blocked":
             raise RuntimeError("no kernel image\nis available")
         return query * key * value
 
     monkeypatch.setattr(kernels, "attend", attend)
     found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
-    assert found["sdpa"] == "fails: RuntimeError: no kernel image"
-    assert fastest(found)[0] == "blocked"
+    assert found["blocked"] == "fails: RuntimeError: no kernel image"
+    assert fastest(found)[0] == "sdpa"
+
+
+@pytest.mark.parametrize("wrong", ["window", "no number"])
+def test_a_kernel_that_is_wrong_is_not_chosen(monkeypatch, wrong):
+    def attend(query, key, value, window, backend, documents):
+        if backend == "blocked" and wrong == "window":
+            window = None  # MODEL has layers with a window
+        out = model_attention.attend(query, key, value, window, backend, documents)
+        return out * float("nan") if backend == "blocked" and wrong == "no number" else out
+
+    monkeypatch.setattr(kernels, "attend", attend)
+    found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
+    assert found["blocked"].startswith("is off by ")
+    assert fastest(found)[0] == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_right_kernels_are_far_from_being_called_wrong(monkeypatch, dtype):
+    monkeypatch.setattr(kernels, "MOST_OFF", kernels.MOST_OFF / 3)
+    for documents in (False, True):
+        found = attention_ms(replace(MODEL, document_attention=documents), 2, dtype, torch.device("cpu"))
+        assert found["blocked"] > 0

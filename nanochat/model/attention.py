@@ -176,8 +176,8 @@ def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     def time_first(query: Tensor, key: Tensor, value: Tensor, rows: Any) -> Tensor:
-        heads = (part.transpose(1, 2) for part in (query, key, value))
-        out = flex_attention(*heads, block_mask=rows)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        out = flex_attention(query, key, value, block_mask=rows)
         assert isinstance(out, Tensor)
         return out.transpose(1, 2)
 

@@ -14,12 +14,13 @@ from nanochat.model.loss import CHUNK_TOKENS
 from nanochat.planning.correction import Correction
 from nanochat.planning.hardware import Hardware
 
-# Shares of a GPU's matmul peak that a whole training step reaches, compiled or not; priors until a run has measured
-# better.
-UTILISATION = {True: 0.45, False: 0.25}
+# Shares of a GPU's measured matmul peak that a training step reaches, compiled or not; priors until a run has measured
+# better. Compiled: 0.68 at depth 12 to 0.78 at depth 20 on an H200 (LOG.md, 2026-11-27); not compiled: assumed.
+UTILISATION = {True: 0.72, False: 0.40}
+SHEET_SHARE = 0.63  # of a data sheet's peak that products reach: 0.73 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
 START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
-COMPILE_S = {"cpu": 15.0, "cuda": 60.0}
+COMPILE_S = {"cpu": 15.0, "cuda": 20.0}
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
 TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
@@ -38,13 +39,13 @@ SPREAD = {
     "memory": {"common_sd": 0.1, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
 }
 MOST_HEEDED = 60  # trainings
-RUNTIME_BYTES = {"cpu": 580_000_000, "cuda": 540_000_000}  # of a worker, before it has a model
+RUNTIME_BYTES = {"cpu": 580_000_000, "cuda": 300_000_000}  # of a worker, before it has a model; of a GPU's allocator
 COMPILER_BYTES = {"cpu": 145_000_000, "cuda": 0}
 # fp32 or bfloat16 numbers that training holds at its peak, for each token and channel: of each layer (by dtype, and
 # whether compiled), and of one layer alone, in passing. On CPU fitted to 26 trainings: LOG.md, 2026-11-27.
-GPU_LAYER_VALUES = 15
+GPU_LAYER_VALUES = {False: 30, True: 19.6}  # by whether compiled (not: assumed); 9 trainings on an H200 within 0.1 %
 CPU_LAYER_VALUES = {("float32", False): 27, ("float32", True): 29, ("bfloat16", False): 48, ("bfloat16", True): 31}
-PASSING_VALUES = {"cpu": 31, "cuda": 0}
+PASSING_VALUES = {"cpu": 31, "cuda": 3.9}
 CPU_BFLOAT16_MATRIX_BYTES = 6  # for each number of the matrices: their copies, and those that products make
 
 
@@ -166,6 +167,7 @@ def modelled_step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardw
     peak = hardware.peak_flops[config.compute_dtype]
     model_flops = tokens * train_flops_per_token(model, model.max_seq_len)
     if hardware.device_type == "cuda":
+        peak *= 1 if hardware.measured else SHEET_SHARE
         return (model_flops / num_workers + optimizer_flops(model)) / (peak * UTILISATION[config.compile])
     step = CPU_STEPS[config.compute_dtype, config.compile]  # workers on a CPU share its processors
     rest = tokens * (step.channels * model.depth * model.width + step.vocabulary * model.vocab_size)
@@ -191,26 +193,30 @@ def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str)
     """The same before anything was measured.
 
     Per token the backward pass keeps of each layer its norm input, q, k, v, attention output, MLP hidden before and
-    after the square, about 15 values a channel; a CPU, whose kernels fuse less, more. Logits: a chunk of them raw, in
-    fp32, squashed, and their gradient (a GPU's chunk may be all), and the gradient of the head.
+    after the square, and what else its kernels do not compute again; of the logits a chunk and its gradient exist at a
+    time, and the gradient of the head twice.
     """
     model = config.model
     count, element = count_parameters(model), 2 if config.compute_dtype == "bfloat16" else 4
     adamw = count.total - count.matrices
     tokens = device_batch_size * model.max_seq_len
-    weights, logits = 4 * count.total, tokens * model.vocab_size * (8 + element)
-    on_cpu = device_type == "cpu"
-    of_layer = CPU_LAYER_VALUES[config.compute_dtype, config.compile] if on_cpu else GPU_LAYER_VALUES
-    kept = model.width * (model.depth * of_layer + PASSING_VALUES[device_type])
-    if on_cpu:
-        kept += round(_attention_weights(config))
-        logits = min(tokens, CHUNK_TOKENS["cpu"]) * model.vocab_size * 4 * element + 8 * model.vocab_size * model.width
+    weights, gradients = 4 * count.total, 4 * count.total
+    logits = min(tokens, CHUNK_TOKENS[device_type]) * model.vocab_size * 2 * element + 8 * count.head
+    if device_type == "cpu":
+        of_layer: float = CPU_LAYER_VALUES[config.compute_dtype, config.compile]
+        gradients += 4 * count.matrices
         weights += CPU_BFLOAT16_MATRIX_BYTES * count.matrices if element == 2 else 0
+        logits += min(tokens, CHUNK_TOKENS["cpu"]) * model.vocab_size * 2 * element  # kernels there fuse less
+    else:
+        of_layer = GPU_LAYER_VALUES[config.compile]
+        weights += 2 * count.matrices if element == 2 else 0  # copies to multiply with, kept for the backward pass
+    weights_kept = _attention_weights(config) if device_type == "cpu" else 0.0
+    kept = model.width * (model.depth * of_layer + PASSING_VALUES[device_type]) + weights_kept
     return Memory(
         weights=weights,
-        gradients=4 * (count.total + count.matrices),
+        gradients=gradients,
         optimizer=4 * (2 * adamw + count.matrices),
-        activations=tokens * kept * element,
+        activations=round(tokens * kept * element),
         logits=logits,
         runtime=RUNTIME_BYTES[device_type] + COMPILER_BYTES[device_type] * config.compile,
     )

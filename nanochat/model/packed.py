@@ -11,8 +11,12 @@ FEW_ROWS = 32  # beyond, F.linear is as fast
 
 
 def can_pack(weight: Tensor) -> bool:
-    return (weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise"))  # fmt: skip
+    """Whether this CPU's oneDNN multiplies with a matrix of its dtype."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
 
 
 def pack(weight: Tensor) -> Tensor:

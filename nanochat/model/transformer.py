@@ -263,7 +263,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped fp32 logits (…, vocab_size) of normed hidden states (…, width)."""
         if self.packed_head is not None and few_rows(hidden):
-            raw = packed_linear(hidden, self.packed_head)
+            raw = packed_linear(hidden, self.packed_head).float()
         else:
             raw = F.linear(hidden, self.head.to(hidden.dtype)).float()
         # cap·tanh(raw / cap), written with exp: the CPU compiler's exp is about twice as fast as its tanh.

@@ -20,7 +20,9 @@ UTILISATION = {True: 0.72, False: 0.40}
 SHEET_SHARE = 0.63  # of a data sheet's peak that products reach: 0.73 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
 START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
-COMPILE_S = {"cpu": 15.0, "cuda": 20.0}
+# What compiling adds to the first step, and where the compiler has kept the same shapes: LOG.md, 2026-11-27; that of a
+# GPU kept is assumed.
+COMPILE_S, KEPT_COMPILE_S = {"cpu": 25.0, "cuda": 15.0}, {"cpu": 3.0, "cuda": 5.0}
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
 TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
@@ -375,6 +377,14 @@ def _available_chars(data: str) -> float:
     return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf
 
 
+def _compile_seconds(config: RunConfig, stage: StageConfig, hardware: Hardware) -> float:
+    """Layers share what is compiled, so it is kept from a training of any depth, of the same width and tokens."""
+    shape = config.compute_dtype, config.compile, config.model.width, stage.device_batch_size * config.model.max_seq_len
+    kept = any((each.compute_dtype, each.compile, each.width, each.device_batch_tokens) == shape
+               for each in hardware.trainings)  # fmt: skip
+    return (KEPT_COMPILE_S if kept else COMPILE_S)[hardware.device_type] if config.compile else 0.0
+
+
 def _stage_estimate(
     config: RunConfig, name: str, hardware: Hardware, num_workers: int, since_s: float, *, first: bool
 ) -> StageEstimate:
@@ -383,7 +393,7 @@ def _stage_estimate(
     per_step = step_seconds(config, stage, hardware, num_workers)
     evaluating = stage.eval_tokens / stage.total_batch_size * per_step / 2
     answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
-    compiling = COMPILE_S[device] if config.compile and first else 0.0
+    compiling = _compile_seconds(config, stage, hardware) if first else 0.0
     iterations = stage.num_iterations
     if stage.deadline_s is not None:
         per_step_in_all = per_step + evaluating / stage.eval_every

@@ -212,7 +212,7 @@ def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str)
     else:
         of_layer = GPU_LAYER_VALUES[config.compile]
         weights += 2 * count.matrices if element == 2 else 0  # copies to multiply with, kept for the backward pass
-    weights_kept = _attention_weights(config) if device_type == "cpu" else 0.0
+    weights_kept = _attention_weights(config) if config.attention == "blocked" else 0.0
     kept = model.width * (model.depth * of_layer + PASSING_VALUES[device_type]) + weights_kept
     return Memory(
         weights=weights,

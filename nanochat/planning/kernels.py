@@ -14,14 +14,18 @@ from nanochat.planning.hardware import Hardware
 
 REPEATS = 10
 MOST_ROWS = 32  # more would tell nothing new
+FUSED_FROM = {"bfloat16": 4096, "float32": 2048}  # tokens of a row; on a CPU, LOG.md, 2026-11-27
 MOST_OFF = 0.05  # from PyTorch's own, relative: 16-bit kernels are 0.003 to 0.01 apart, a wrong mask 0.1 and more
 DOCUMENT_TOKENS = 512  # where attention stays within documents
 
 
 def choose_attention(hardware: Hardware, model: ModelConfig, compute_dtype: str, rows: int) -> tuple[str, str]:
     """The training backend for so many rows at a time, and the reason."""
-    if hardware.device_type == "cpu":
-        return "blocked", "plain products train faster than the fused CPU kernel, as measured at rows of 256 and 512"
+    if hardware.device_type == "cpu":  # by a rule, so that the same command gives the same run
+        whole = not model.document_attention and all(model.window(layer) is None for layer in range(model.depth))
+        if whole and model.max_seq_len >= FUSED_FROM[compute_dtype]:
+            return "sdpa", f"the fused CPU kernel trains faster on whole rows of {FUSED_FROM[compute_dtype]:,} and more"
+        return "blocked", "plain products train faster than the fused CPU kernel on shorter rows and on parts of them"
     if not (hardware.measured and torch.cuda.is_available()):
         return "sdpa", "PyTorch's own choice; where there is a GPU, the fastest there is measured"
     return _fastest_here(model, compute_dtype, min(rows, MOST_ROWS))

@@ -112,7 +112,7 @@ def resolve(
         sft=stage,
         compute_dtype=dtype,
         compile=compiled,
-        attention=attention or "sdpa",
+        attention=attention or ("blocked" if hardware.device_type == "cpu" else "sdpa"),  # until it is chosen below
     )
     batch = _total_batch(request, size, config, iterations, hardware, say)
     rows = _device_batch(request, size, config, batch, hardware, memory, say)

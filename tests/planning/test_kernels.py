@@ -23,6 +23,16 @@ def test_the_choice_comes_with_its_reason(hardware):
     assert reason
 
 
+@pytest.mark.parametrize(("dtype", "tokens", "pattern", "documents", "backend"), [
+    ("bfloat16", 4096, "L", False, "sdpa"), ("bfloat16", 2048, "L", False, "blocked"),
+    ("float32", 1024, "L", False, "blocked"), ("float32", 2048, "L", False, "sdpa"),
+    ("bfloat16", 4096, "SL", False, "blocked"), ("bfloat16", 4096, "L", True, "blocked"),
+])  # fmt: skip
+def test_a_cpu_fuses_long_whole_rows(dtype, tokens, pattern, documents, backend):
+    model = replace(MODEL, max_seq_len=tokens, window_pattern=pattern, document_attention=documents)
+    assert choose_attention(CPU, model, dtype, rows=4)[0] == backend
+
+
 def test_every_backend_is_measured_or_says_why_not():
     found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
     assert found.keys() == set(BACKENDS)

@@ -92,7 +92,7 @@ def _about(hardware: Hardware) -> dict[str, Any]:
 def _data_sheet_flops(hardware: Hardware) -> float | None:
     """Of bfloat16 products, dense; None: of no GPU known here."""
     name = hardware.name.lower()
-    if "pcie" in name or "nvl" in name:  # slower than the SXM boards of the same name
+    if set(name.split()) & {"pcie", "nvl", "laptop", "ti", "d", "mig"}:  # other chips and boards of the same name
         return None
     known = (sheet for key, sheet in DATA_SHEETS.items() if all(word in name for word in key.split("-")))
     return next((sheet.peak_flops["bfloat16"] for sheet in known), None)
@@ -182,31 +182,34 @@ def fp8_steps(options: argparse.Namespace, hardware: Hardware) -> dict[str, Any]
     if why := fp8_unavailable(torch.device(hardware.device_type)):
         return {"error": why}
     config = _config(options, options.depths[-1], hardware)
-    rows = [min(32, max(options.rows))]
-    return {name: _steps_of(replace(config, fp8=fp8), hardware, rows) for name, fp8 in (("bf16", False), ("fp8", True))}
+    rows = min(32, max(options.rows))
+    each = [rows, rows // 2, rows // 4]  # of which the first that fits tells enough
+    return {name: _steps_of(replace(config, fp8=fp8), hardware, each, most=1)
+            for name, fp8 in (("bf16", False), ("fp8", True))}  # fmt: skip
 
 
-def _steps_of(config: RunConfig, hardware: Hardware, each: Sequence[int]) -> list[dict[str, Any]]:
-    """By rows of a forward pass, as far as memory and time reach."""
-    began, found = time.monotonic(), list[dict[str, Any]]()
+def _steps_of(config: RunConfig, hardware: Hardware, each: Sequence[int], most: int = 100) -> list[dict[str, Any]]:
+    """By rows of a forward pass, as far as memory and time reach, at most so many that fit."""
+    began, found, too_many = time.monotonic(), list[dict[str, Any]](), float("inf")
     for rows in each:
-        if found and time.monotonic() - began > SEARCHED_S:
-            break
+        fitting = sum("error" not in one for one in found)
+        if rows < 1 or rows >= too_many or fitting == most or (fitting and time.monotonic() - began > SEARCHED_S):
+            continue
         try:
             found.append(_step(config, rows, hardware))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             found.append({"rows": rows, "error": "out of memory"})
-            break
+            too_many = rows
         finally:
             _free()
     return found
 
 
 def _step(config: RunConfig, rows: int, hardware: Hardware) -> dict[str, Any]:
-    """One shape: a model of its own, compiled anew. A step is as many pieces of so many rows as make its tokens, and
-    one update, after which the host has waited for its results as training does."""
+    """One shape: a model of its own, compiled unless the compiler has kept it from another run. A step is as many
+    pieces of so many rows as make its tokens, and one update, for which the host waits as it does in training."""
     model, device = config.model, hardware.device_type
     trainee = build_trainee(config, Workers(device=torch.device(device)))
     ids, targets = (torch.randint(model.vocab_size, (rows, model.max_seq_len), device=device) for _ in range(2))

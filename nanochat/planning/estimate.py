@@ -20,9 +20,7 @@ UTILISATION = {True: 0.72, False: 0.40}
 SHEET_SHARE = 0.63  # of a data sheet's peak that products reach: 0.73 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
 START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
-# What compiling adds to the first step, and where the compiler has kept the same shapes: LOG.md, 2026-11-27; that of a
-# GPU kept is assumed.
-COMPILE_S, KEPT_COMPILE_S = {"cpu": 25.0, "cuda": 15.0}, {"cpu": 3.0, "cuda": 5.0}
+COMPILE_S = {"cpu": 15.0, "cuda": 15.0}  # on CPU 25 the first time, 3 where it was kept: LOG.md, 2026-11-27
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
 TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
@@ -45,7 +43,7 @@ RUNTIME_BYTES = {"cpu": 580_000_000, "cuda": 300_000_000}  # of a worker, before
 COMPILER_BYTES = {"cpu": 145_000_000, "cuda": 0}
 # fp32 or bfloat16 numbers that training holds at its peak, for each token and channel: of each layer (by dtype, and
 # whether compiled), and of one layer alone, in passing. On CPU fitted to 26 trainings: LOG.md, 2026-11-27.
-GPU_LAYER_VALUES = {False: 30, True: 19.6}  # by whether compiled (not: assumed); 9 trainings on an H200 within 0.1 %
+GPU_LAYER_VALUES = {False: 30, True: 19.6}  # by whether compiled (not: assumed); 9 trainings on an H200 within 0.2 %
 CPU_LAYER_VALUES = {("float32", False): 27, ("float32", True): 29, ("bfloat16", False): 48, ("bfloat16", True): 31}
 PASSING_VALUES = {"cpu": 31, "cuda": 3.9}
 CPU_BFLOAT16_MATRIX_BYTES = 6  # for each number of the matrices: their copies, and those that products make
@@ -212,6 +210,7 @@ def modelled_memory(config: RunConfig, device_batch_size: int, device_type: str)
     else:
         of_layer = GPU_LAYER_VALUES[config.compile]
         weights += 2 * count.matrices if element == 2 else 0  # copies to multiply with, kept for the backward pass
+        logits += 0 if config.compile else min(tokens, CHUNK_TOKENS["cuda"]) * model.vocab_size * 8  # two more, in fp32
     weights_kept = _attention_weights(config) if config.attention == "blocked" else 0.0
     kept = model.width * (model.depth * of_layer + PASSING_VALUES[device_type]) + weights_kept
     return Memory(
@@ -377,14 +376,6 @@ def _available_chars(data: str) -> float:
     return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf
 
 
-def _compile_seconds(config: RunConfig, stage: StageConfig, hardware: Hardware) -> float:
-    """Layers share what is compiled, so it is kept from a training of any depth, of the same width and tokens."""
-    shape = config.compute_dtype, config.compile, config.model.width, stage.device_batch_size * config.model.max_seq_len
-    kept = any((each.compute_dtype, each.compile, each.width, each.device_batch_tokens) == shape
-               for each in hardware.trainings)  # fmt: skip
-    return (KEPT_COMPILE_S if kept else COMPILE_S)[hardware.device_type] if config.compile else 0.0
-
-
 def _stage_estimate(
     config: RunConfig, name: str, hardware: Hardware, num_workers: int, since_s: float, *, first: bool
 ) -> StageEstimate:
@@ -393,7 +384,7 @@ def _stage_estimate(
     per_step = step_seconds(config, stage, hardware, num_workers)
     evaluating = stage.eval_tokens / stage.total_batch_size * per_step / 2
     answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
-    compiling = _compile_seconds(config, stage, hardware) if first else 0.0
+    compiling = COMPILE_S[device] if config.compile and first else 0.0
     iterations = stage.num_iterations
     if stage.deadline_s is not None:
         per_step_in_all = per_step + evaluating / stage.eval_every

@@ -1,7 +1,9 @@
 """Which attention kernel a model trains on: the fastest of those that are right here, by a short measurement."""
 
-import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -15,7 +17,7 @@ from nanochat.planning.hardware import Hardware
 REPEATS = 10
 MOST_ROWS = 32  # more would tell nothing new
 FUSED_FROM = {"bfloat16": 4096, "float32": 2048}  # tokens of a row; on a CPU, LOG.md, 2026-11-27
-MOST_OFF = 0.05  # from PyTorch's own, relative: 16-bit kernels are 0.003 to 0.01 apart, a wrong mask 0.1 and more
+MOST_OFF = 0.05  # from PyTorch's own, relative to its largest norm: 16-bit kernels are 0.003 to 0.01 apart
 DOCUMENT_TOKENS = 512  # where attention stays within documents
 
 
@@ -50,58 +52,102 @@ def fastest(measured: dict[str, float | str]) -> tuple[str, str]:
 
 def attention_ms(model: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device) -> dict[str, float | str]:
     """Milliseconds that each backend takes for all layers of a model, forward and backward, `rows` rows at once; or
-    why it is out of the question, which it is too where it comes to something else than PyTorch's own."""
+    why it is out of the question, which it is too where a position sees other ones than with PyTorch's own, or
+    something else comes out."""
     windows = [model.window(layer) for layer in range(model.depth)]
-    expected = {window: _timed("sdpa", window, model, rows, dtype, device, repeats=1)[1] for window in set(windows)}
     found: dict[str, float | str] = {}
     for backend in BACKENDS:
         if backend == "blocked" and device.type == "cuda":
-            continue  # six times as long as the others on an H200 (LOG.md, 2026-11-27), and the memory of all weights
+            found[backend] = "is for CPUs"  # 93 ms where sdpa took 15 on an H200 (LOG.md, 2026-11-27)
+            continue
         if why := unavailable(backend, device, dtype):
             found[backend] = why
             continue
         try:
-            each, off = {}, 0.0
-            for window in set(windows):
-                each[window], results = _timed(backend, window, model, rows, dtype, device, REPEATS)
-                off = max(off, *map(_difference, results, expected[window]))
-            found[backend] = sum(each[window] for window in windows) if off < MOST_OFF else f"is off by {off:.0%}"
+            cases = {window: _Case.of(model, window, rows, dtype, device) for window in set(windows)}
+            wrong = next(filter(None, (_wrong(backend, case) for case in cases.values())), None)
+            found[backend] = wrong or sum(_milliseconds(backend, case) * windows.count(window)
+                                          for window, case in cases.items())  # fmt: skip
         except Exception as error:  # a kernel that fails on this machine is one that is not there
             found[backend] = f"fails: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:80]}"
     return found
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The norm of what two tensors differ by over that of the second; infinite where a number is not one."""
-    off = float((found.float() - expected.float()).norm() / expected.float().norm())
-    return off if math.isfinite(off) else math.inf
+@dataclass(frozen=True)
+class _Case:
+    """Attention to be tried: queries, keys, values and the gradient of what comes out, (rows, head, time, head_dim)."""
+
+    parts: tuple[Tensor, Tensor, Tensor, Tensor]
+    window: int | None
+    documents: Documents | None
+
+    @classmethod
+    def of(cls, model: ModelConfig, window: int | None, rows: int, dtype: torch.dtype, device: torch.device) -> "_Case":
+        shape = (rows, model.max_seq_len, model.num_heads, model.head_dim)  # in memory, as models have it
+        generator = torch.Generator(device).manual_seed(0)
+        q, k, v, upstream = (torch.randn(shape, device=device, dtype=dtype, generator=generator) for _ in range(4))
+        parts = (F.rms_norm(q, shape[-1:]), F.rms_norm(k, shape[-1:]), v, upstream)
+        places = torch.arange(model.max_seq_len, device=device).expand(rows, -1)
+        documents = Documents(places - places % DOCUMENT_TOKENS) if model.document_attention else None
+        return cls(tuple(part.transpose(1, 2) for part in parts), window, documents)  # type: ignore[arg-type]
+
+    def spotted(self) -> "_Case":
+        """The same with values and upstream gradients that are 1 in one channel of one position in so many and 0
+        elsewhere: where what comes out is 0 says which positions see which, and are seen."""
+        query, key, value, _ = self.parts
+        time, channels = value.shape[-2:]
+        spots = torch.zeros_like(value)
+        channel = torch.arange(channels, device=value.device)
+        spots[:, :, channel * (time - 1) // max(channels - 1, 1), channel] = 1
+        return replace(self, parts=(query, key, spots, spots))
+
+    def run(self, backend: str) -> tuple[Tensor, ...]:
+        """What attention comes to, and the gradients of queries, keys and values."""
+        query, key, value, upstream = (part.detach().requires_grad_() for part in self.parts)
+        with _deterministic():
+            out = attend(query, key, value, self.window, backend, self.documents)
+            return out.detach(), *torch.autograd.grad(out, (query, key, value), upstream)
 
 
-def _timed(backend: str, window: int | None, model: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device,
-           repeats: int) -> tuple[float, tuple[Tensor, ...]]:
-    """Mean milliseconds of some repetitions, after two of which the first may compile; deterministic, as training is.
-    On a GPU the host runs ahead, as it does in training. And what comes out: attention, and the gradients of queries,
-    keys and values."""
-    shape = (rows, model.max_seq_len, model.num_heads, model.head_dim)  # (batch, time, head, head_dim), as models do
-    generator = torch.Generator(device).manual_seed(0)
-    parts = (F.rms_norm(torch.randn(shape, device=device, dtype=dtype, generator=generator), shape[-1:]).transpose(1, 2)
-             for _ in range(4))  # fmt: skip
-    places = torch.arange(model.max_seq_len, device=device).expand(rows, -1)
-    documents = Documents(places - places % DOCUMENT_TOKENS) if model.document_attention else None
-    query, key, value, upstream = (part.requires_grad_() for part in parts)
+def _wrong(backend: str, case: _Case) -> str | None:
+    """How a backend differs from PyTorch's own; None: by no more than rounding."""
+    if backend == "sdpa":
+        return None
+    results = zip(case.run(backend), case.run("sdpa"), strict=True)
+    pairs = [(found.float(), expected.float()) for found, expected in results]
+    largest = max(expected.norm() for _, expected in pairs)
+    for found, expected in pairs:
+        off = (found - expected).norm() / largest  # the gradient of a query that sees one key is nothing but rounding
+        if not off < MOST_OFF:
+            return f"is off by {float(off):.0%}"
+    spotted = case.spotted()
+    (out, _, _, dv), (expected_out, _, _, expected_dv) = (spotted.run(each) for each in (backend, "sdpa"))
+    same = torch.equal(out != 0, expected_out != 0) and torch.equal(dv != 0, expected_dv != 0)
+    return None if same else "sees other positions"
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """As training is."""
     before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        for repeat in range(2 + repeats):
-            if repeat == 2:
-                began = _now(device)
-            out = attend(query, key, value, window, backend, documents)
-            gradients = torch.autograd.grad(out, (query, key, value), upstream)
-        return 1e3 * (_now(device) - began) / repeats, (out.detach(), *gradients)
+        yield
     finally:
         torch.use_deterministic_algorithms(before)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def _milliseconds(backend: str, case: _Case) -> float:
+    """The mean of some repetitions, after two of which the first may compile. On a GPU the host runs ahead, as it does
+    in training."""
+    for _ in range(2):
+        case.run(backend)
+    began = _now(case.parts[0].device)
+    for _ in range(REPEATS):
+        case.run(backend)
+    return 1e3 * (_now(case.parts[0].device) - began) / REPEATS
 
 
 def _now(device: torch.device) -> float:

@@ -37,7 +37,7 @@ MODES = {
 }
 
 # On an A100 with 40 GB these land in the guide's windows of hours and memory (demo 1-2 h in 10-15 GB, small 3-6 h in
-# 15-20 GB, medium 9-13 h in 20-25 GB), as tests/planning shows.
+# 15-20 GB, medium 9-13 h in 20-25 GB; medium at 19.9), as tests/planning shows.
 GPU_SIZES = {
     "demo": Size(14, 32_768, 2048, 500_000_000, 15 * 10**9),
     "small": Size(14, 32_768, 2048, 500_000_000, 20 * 10**9),

@@ -124,6 +124,7 @@ def resolve(
         config = with_deadlines(config, 3600 * request.hours, hardware, request.num_workers, spent_s)
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
+    check(config, request.num_workers)  # before anything is measured for it
     if attention is None and not any(each.partition("=")[0].strip() == "attention" for each in request.assignments):
         trained = config.trained_stages
         rows = config.stage(trained[0]).device_batch_size if trained else 1
@@ -132,7 +133,6 @@ def resolve(
         say(f"attention {attention}: {why}")
     if config.fp8 and hardware.device_type != "cuda":
         raise UserError("fp8=true needs a GPU of the Ada, Hopper or a later generation", "leave --set fp8=true out")
-    check(config, request.num_workers)
     _check_memory(config, hardware)
     return Resolved(config, tuple(reasons))
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from experiments import bench
 from experiments.benchmarks import gpu
@@ -38,3 +39,15 @@ def test_a_part_that_fails_or_is_too_late_costs_only_itself(tmp_path, monkeypatc
     assert found["loss"]["chunked"]["ms"] > 0
     assert bench.main(["gpu", "--out", str(out), "--parts", "loss", "--minutes", "0", *TINY]) == 0
     assert json.loads(out.read_text())["loss"] == {"left out": "the time was up"}
+
+
+def test_what_does_not_fit_is_followed_by_what_may(monkeypatch):
+    def step(config, rows, hardware):
+        if rows > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"rows": rows}
+
+    monkeypatch.setattr(gpu, "_step", step)
+    found = gpu._steps_of(None, None, [32, 16, 64, 8, 4])
+    assert [(one["rows"], "error" in one) for one in found] == [(32, True), (16, True), (8, False), (4, False)]
+    assert [one["rows"] for one in gpu._steps_of(None, None, [32, 16, 8, 4], most=1)] == [32, 16, 8]

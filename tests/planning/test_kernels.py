@@ -59,23 +59,33 @@ def test_a_kernel_that_fails_is_not_chosen(monkeypatch):
     assert fastest(found)[0] == "sdpa"
 
 
-@pytest.mark.parametrize("wrong", ["window", "no number"])
-def test_a_kernel_that_is_wrong_is_not_chosen(monkeypatch, wrong):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("wrong", ["window", "window one too wide", "one ahead", "documents", "no number"])
+def test_a_kernel_that_is_wrong_is_not_chosen(monkeypatch, wrong, dtype):
     def attend(query, key, value, window, backend, documents):
-        if backend == "blocked" and wrong == "window":
-            window = None  # MODEL has layers with a window
+        if backend != "blocked":
+            return model_attention.attend(query, key, value, window, backend, documents)
+        if window is not None and "window" in wrong:
+            window = window + 1 if "one" in wrong else None
+        if wrong == "documents":
+            documents = model_attention.Documents(documents.starts.clamp_max(8))
+        if wrong == "one ahead":
+            key, value = key.roll(-1, dims=2), value.roll(-1, dims=2)
         out = model_attention.attend(query, key, value, window, backend, documents)
-        return out * float("nan") if backend == "blocked" and wrong == "no number" else out
+        return out * float("nan") if wrong == "no number" else out
 
     monkeypatch.setattr(kernels, "attend", attend)
-    found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
-    assert found["blocked"].startswith("is off by ")
+    monkeypatch.setattr(kernels, "DOCUMENT_TOKENS", 16)
+    model = replace(MODEL, max_seq_len=256, document_attention=wrong == "documents")
+    found = attention_ms(model, 2, dtype, torch.device("cpu"))
+    assert found["blocked"].startswith(("is off by ", "sees other positions"))
     assert fastest(found)[0] == "sdpa"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_right_kernels_are_far_from_being_called_wrong(monkeypatch, dtype):
     monkeypatch.setattr(kernels, "MOST_OFF", kernels.MOST_OFF / 3)
-    for documents in (False, True):
-        found = attention_ms(replace(MODEL, document_attention=documents), 2, dtype, torch.device("cpu"))
-        assert found["blocked"] > 0
+    monkeypatch.setattr(kernels, "DOCUMENT_TOKENS", 16)
+    for short_window, documents in ((0, False), (1, False), (5, False), (0, True)):
+        model = replace(MODEL, short_window=short_window, document_attention=documents)
+        assert attention_ms(model, 2, dtype, torch.device("cpu"))["blocked"] > 0

@@ -24,7 +24,8 @@ from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, in_one_piece, resolve
 from nanochat.run import Run, create
-from nanochat.search.policy import BudgetPolicy, Commit, Config, Device, Observation, Overheads, Trial
+from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
+from nanochat.search.policy import BudgetPolicy
 from nanochat.search.priors import prior_for
 from nanochat.search.space import Domain, Space, load_space
 from nanochat.training.prepare import prepare_stage, prepare_tokenizer

@@ -34,7 +34,8 @@ from nanochat.files import write_json
 from nanochat.planning.deadlines import CLOSING_S, LOOKS, with_deadlines
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run, Status
-from nanochat.search.policy import MIN_STEPS, MIN_TRIAL_STEPS, Commit, Config, Observation
+from nanochat.search.decisions import Commit, Config, Observation
+from nanochat.search.policy import MIN_STEPS, MIN_TRIAL_STEPS
 from nanochat.search.space import Domain
 from nanochat.training.checkpoint import CheckpointStore
 

@@ -26,7 +26,8 @@ from nanochat.events import JsonlSink, Sink
 from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run, Status
-from nanochat.search.policy import BudgetPolicy, Commit, Observation, Trial
+from nanochat.search.decisions import Commit, Observation, Trial
+from nanochat.search.policy import BudgetPolicy
 
 POLL_S = 0.1
 MAX_DEPTH, MAX_ROWS = 1_000, 10_000  # more than there are, to tell workers apart by one number

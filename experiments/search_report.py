@@ -7,8 +7,8 @@ from nanochat.clock import read_clock
 from nanochat.figures import Prediction, predictions_figure
 from nanochat.report import duration
 from nanochat.report_parts import Figure, Table, Text
+from nanochat.search.decisions import Observation
 from nanochat.search.law import NAMES
-from nanochat.search.policy import Observation
 
 INTERVAL = 1.645  # standard deviations to either side that hold nine of ten
 

@@ -56,7 +56,8 @@ from nanochat.planning.hardware import HARDWARE_NAMES, Hardware
 from nanochat.planning.resolve import Request
 from nanochat.report import duration
 from nanochat.run import Run, read_json
-from nanochat.search.policy import MAX_EXPLORED, Commit, Observation
+from nanochat.search.decisions import Commit, Observation
+from nanochat.search.policy import MAX_EXPLORED
 
 POLICIES = ("budget", "asha", "random", "tpe", "grid")
 MOST_ON_TRIALS = 0.25  # of the cap: later than that, whatever trials do, the final run begins

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
 from nanochat.search.law import NAMES, PUBLISHED, Points, Prior, fit, predict
-from nanochat.search.policy import BudgetPolicy, Commit, Config, Device, Observation, Overheads, Trial
+from nanochat.search.policy import BudgetPolicy
 from nanochat.search.priors import SMALL
 from nanochat.search.space import Space
 

@@ -22,7 +22,7 @@ from nanochat.planning.hardware import Hardware, detect_hardware
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
 from nanochat.search import policy as policy_module
-from nanochat.search.policy import Commit, Config, Observation, Trial
+from nanochat.search.decisions import Commit, Config, Observation, Trial
 
 ROOT = Path(__file__).parents[2]
 CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})

@@ -212,7 +212,7 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
 
 
 class OneDeviceDraws(TorchFunctionMode):
-    """Counts draws by whether generator and tensor are of one device, as kernels want them: without a GPU none fails."""
+    """Counts draws by whether generator and tensor are of one device, as kernels want it; on a CPU all of them are."""
 
     matched = mismatched = 0
 

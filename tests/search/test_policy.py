@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.benchmarks.search import gpu_space
-from nanochat.search.policy import MAX_EXPLORED, BudgetPolicy, Commit, Observation, Trial
+from nanochat.search.decisions import Commit, Observation, Trial
+from nanochat.search.policy import MAX_EXPLORED, BudgetPolicy
 from nanochat.search.simulator import BASELINES, Machine, Shift, World, gpu, simulate
 from nanochat.search.space import Domain, Space
 

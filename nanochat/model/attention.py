@@ -199,16 +199,27 @@ _KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None, Documents | No
 }  # fmt: skip
 
 
-def attend_cached(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """Attention of new queries to everything in a cache.
+def cached_mask(positions: Tensor, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """What new queries see of a cache, to be added to their scores: 0, or -inf, also for slots after their own.
+
+    Args:
+        positions: (batch, new), each query's position in its own row.
+        slots: of the cache.
+
+    Returns: (batch, 1, new, slots).
+    """
+    seen = visible(positions[:, None, :, None], torch.arange(slots, device=positions.device), window)
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
+
+
+def attend_cached(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention of new queries to everything in a cache. Returns (batch, head, new, head_dim).
 
     Args:
         query: (batch, head, new, head_dim).
-        key, value: (batch, head, capacity, head_dim); slots after a query's own position are ignored.
-        positions: (batch, new), each query's position in its own row.
+        key, value: (batch, head, slots, head_dim).
+        mask: from `cached_mask`.
     """
-    slots = torch.arange(key.size(2), device=key.device)
-    mask = visible(positions[:, None, :, None], slots, window)  # (batch, 1, new, capacity)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 

@@ -1,13 +1,20 @@
-"""Matrices laid out for products with a few rows on a CPU, which is what generation is made of.
+"""Matrices for products with a few rows on a CPU, which is what generation is made of.
 
-There `F.linear` reads a matrix at a third to nine tenths of the speed that oneDNN reads it at in its own layout
-(LOG.md, 2026-11-24 and 2026-11-27). The operators are those that PyTorch's own compiler writes for frozen weights.
+There `F.linear` reads a matrix at a third to nine tenths of the speed that memory allows (LOG.md, 2026-11-24 and
+2026-11-27). One to four rows of a large model are multiplied by code of our own, which reads it as fast as it can be
+read; else up to `FEW_ROWS` go to oneDNN with the matrix in its own layout, by the operators that PyTorch's compiler
+writes for frozen weights.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from nanochat.model.gemv import MOST_ROWS, MULTIPLE, gemv
+
 FEW_ROWS = 32  # beyond, F.linear is as fast
+LARGE = 64_000_000  # bytes of a model's matrices that are worth building gemv.c for
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -19,16 +26,25 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def pack(weight: Tensor) -> Tensor:
-    """A copy of a matrix (out, in), opaque but for `packed_linear`."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-    return packed
+class Packed:
+    """A matrix (out, in) and a copy of it in oneDNN's layout. Neither may change any more.
 
+    Args:
+        large: whether it belongs to a model of at least `LARGE` bytes.
+    """
 
-def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
-    """x · weightᵀ for x (…, in)."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, None, "none", [], "")
-    return product
+    def __init__(self, weight: Tensor, *, large: bool) -> None:
+        self.weight = weight.detach().contiguous()
+        self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
+        usable = large and weight.size(1) % MULTIPLE == 0
+        self.gemv: Callable[[Tensor, Tensor], Tensor] | None = gemv() if usable else None
+
+    def product(self, x: Tensor) -> Tensor:
+        """x · weightᵀ for x (…, in) of at most `FEW_ROWS` rows."""
+        if self.gemv is not None and x.numel() <= MOST_ROWS * x.size(-1):
+            return self.gemv(x, self.weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.blocks, None, "none", [], "")
+        return product
 
 
 def few_rows(x: Tensor) -> bool:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.attention import HEADS_FIRST, PLAIN, Documents, attend, attend_cached
+from nanochat.model.attention import HEADS_FIRST, PLAIN, Documents, attend, attend_cached, cached_mask
 from nanochat.model.cache import KVCache
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
-from nanochat.model.packed import can_pack, few_rows, pack, packed_linear
+from nanochat.model.packed import LARGE, Packed, can_pack, few_rows
 
 MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # of a block, but for its gate
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads_first = heads_first
         self.fp8 = fp8
-        self.packed: dict[str, Tensor] = {}
+        self.packed: dict[str, Packed] = {}
         width = config.width
         self.head_dim, self.window = config.head_dim, config.window(layer)
         self.qkv = nn.Parameter(torch.empty(3, width, width))
@@ -64,7 +64,7 @@ class Block(nn.Module):
     def linear(self, x: Tensor, name: str) -> Tensor:
         """x · weightᵀ; in fp8 only to train, so that what is evaluated is what is kept."""
         if self.packed and few_rows(x):
-            return packed_linear(x, self.packed[name])
+            return self.packed[name].product(x)
         product = fp8_linear if self.fp8 and torch.is_grad_enabled() else F.linear
         return product(x, self.matrix(name).to(x.dtype))
 
@@ -94,7 +94,10 @@ class Block(nn.Module):
             seen = normed[..., : self.value_gate.size(1)]
             gate = self.gate_range * torch.sigmoid(F.linear(seen, self.value_gate.to(x.dtype)))
             value = value + gate[..., None] * value_embedding.to(x.dtype).view_as(value)
-        query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
+        if torch.is_grad_enabled():
+            query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
+        else:  # the same with half the operations, of which a token generated alone mostly waits for
+            query, key = norm(rotate(qkv[:, :, :2], cos[:, :, None], sin[:, :, None])).unbind(2)
         if self.scale != 1:
             query, key = query * self.scale, key * self.scale
         if self.heads_first:
@@ -144,7 +147,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin[:, None], persistent=False)
         self.cos: Tensor
         self.sin: Tensor
-        self.packed_head: Tensor | None = None
+        self.packed_head: Packed | None = None
         self._enter, self._leave, self._loss_terms, self._parts = Block.enter, Block.leave, chunk_terms, PLAIN
         self.initialise(seed)
 
@@ -165,10 +168,12 @@ class Transformer(nn.Module):
         more."""
         if not can_pack(self.head):
             return
+        read = self.head.nbytes + sum(getattr(block, name).nbytes for block in self.blocks for name in MATRICES)
+        large = read >= LARGE
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.packed = {name: pack(block.matrix(name)) for name in MATRICES}
-        self.packed_head = pack(self.head)
+            block.packed = {name: Packed(block.matrix(name), large=large) for name in MATRICES}
+        self.packed_head = Packed(self.head, large=large)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -205,6 +210,8 @@ class Transformer(nn.Module):
         else:
             positions = cache.lengths[:, None] + torch.arange(ids.size(1), device=ids.device)
             cos, sin = self.cos[positions], self.sin[positions]
+            masks = {window: cached_mask(positions, cache.capacity, window, self.compute_dtype)
+                     for window in {self.config.window(layer) for layer in range(self.config.depth)}}
         # Compiled graphs are for training's one shape; evaluation and generation change theirs with every call.
         training = cache is None and torch.is_grad_enabled()
         enter, leave = (self._enter, self._leave) if training else (Block.enter, Block.leave)
@@ -233,7 +240,7 @@ class Transformer(nn.Module):
             else:
                 assert positions is not None
                 key, value = cache.write(layer, key, value, positions)
-                attended = attend_cached(query, key, value, positions, block.window)
+                attended = attend_cached(query, key, value, masks[self.config.window(layer)])
             x = leave(block, x, attended)
             if self.backout_scale is not None and layer == self.config.depth // 2:
                 middle = x
@@ -263,7 +270,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped fp32 logits (…, vocab_size) of normed hidden states (…, width)."""
         if self.packed_head is not None and few_rows(hidden):
-            raw = packed_linear(hidden, self.packed_head).float()
+            raw = self.packed_head.product(hidden).float()
         else:
             raw = F.linear(hidden, self.head.to(hidden.dtype)).float()
         # cap·tanh(raw / cap), written with exp: the CPU compiler's exp is about twice as fast as its tanh.

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.model.attention import BACKENDS, Documents, attend, attend_cached, blocked_weights, unavailable
+from nanochat.model.attention import (
+    BACKENDS,
+    Documents,
+    attend,
+    attend_cached,
+    blocked_weights,
+    cached_mask,
+    unavailable,
+)
 
 BATCH, HEADS, TIME, HEAD_DIM = 2, 3, 24, 16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,7 +110,7 @@ def test_cached_attention_sees_what_the_whole_row_would(window: int | None) -> N
     garbage_after = key.clone()
     garbage_after[0, :, 5:] = 1e4
     new = query.transpose(1, 2)[rows, positions].transpose(1, 2)
-    found = attend_cached(new, garbage_after, value, positions, window)
+    found = attend_cached(new, garbage_after, value, cached_mask(positions, TIME, window, new.dtype))
     torch.testing.assert_close(found, whole.transpose(1, 2)[rows, positions].transpose(1, 2))
 
 

@@ -1,0 +1,64 @@
+"""gemv.c, built for this CPU when it is first wanted, which takes a quarter of a second."""
+
+import ctypes
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+import torch
+from torch import Tensor
+
+MOST_ROWS = 4
+MULTIPLE = 32  # of which a matrix's input width must be one
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@cache
+def gemv() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """A function of x (…, in), of 1 to 4 rows, and a contiguous weight (out, in) of the same dtype that returns
+    x · weightᵀ. None but on Linux with a C compiler (`CC`, else cc) whose OpenMP is the one that PyTorch runs on, as two
+    sets of threads wait for each other's cores (five times slower); and if what it makes is wrong."""
+    if sys.platform != "linux":
+        return None
+    before = _openmp_runtimes()
+    with TemporaryDirectory() as directory:
+        library = Path(directory, "gemv.so")
+        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, str(SOURCE), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            run = ctypes.CDLL(str(library)).gemv  # stays when the file is gone
+        except (OSError, subprocess.SubprocessError):
+            return None
+    if _openmp_runtimes() != before:
+        return None
+    run.argtypes = (*[ctypes.c_int] * 2, *[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2, ctypes.c_int)
+    run.restype = None
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        (out, width), rows = weight.shape, x.numel() // x.size(-1)
+        x, result = x.contiguous(), x.new_empty(*x.shape[:-1], out)
+        run(TYPES[weight.dtype], rows, weight.data_ptr(), x.data_ptr(), result.data_ptr(), out, width,
+            torch.get_num_threads())  # fmt: skip
+        return result
+
+    return product if _right(product) else None
+
+
+def _right(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether a product of whole numbers, which rounds nothing, comes out as it is."""
+    x, weight = (torch.arange(rows * MULTIPLE).view(rows, -1) % 7 - 3 for rows in (MOST_ROWS, 5))
+    return all(torch.equal(product(x.to(dtype), weight.to(dtype)), (x @ weight.T).to(dtype)) for dtype in TYPES)
+
+
+def _openmp_runtimes() -> set[str]:
+    """Libraries of OpenMP in this process."""
+    paths = {Path(part.path) for part in psutil.Process().memory_maps()}
+    return {str(path) for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp"))}

@@ -24,8 +24,8 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 @cache
 def gemv() -> Callable[[Tensor, Tensor], Tensor] | None:
     """A function of x (…, in), of 1 to 4 rows, and a contiguous weight (out, in) of the same dtype that returns
-    x · weightᵀ. None but on Linux with a C compiler (`CC`, else cc) whose OpenMP is the one that PyTorch runs on, as two
-    sets of threads wait for each other's cores (five times slower); and if what it makes is wrong."""
+    x · weightᵀ. None but on Linux with a C compiler (`CC`, else cc) whose OpenMP is the one that PyTorch runs on, as
+    two sets of threads wait for each other's cores (five times slower); and if what it makes is wrong."""
     if sys.platform != "linux":
         return None
     before = _openmp_runtimes()

@@ -59,7 +59,8 @@ def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], 
     with cluster(hardware, scale.address) as resources:
         settings = _scaling(hardware, scale, resources)
         # fit blocks and takes over SIGINT in the main thread: run elsewhere, it leaves signals and terminal to us
-        thread = threading.Thread(target=_fit_into, args=(box, run, settings), daemon=True)
+        own = scale.address is None
+        thread = threading.Thread(target=_fit_into, args=(box, run, settings, own), daemon=True)
         thread.start()
         while thread.is_alive():
             while_waiting()
@@ -87,20 +88,22 @@ def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> d
     }
 
 
-def _fit_into(box: list[Any], run: Run, scaling: dict[str, Any]) -> None:
+def _fit_into(box: list[Any], *what: Any) -> None:
     try:
-        box.append(_fit(run, scaling))
+        box.append(_fit(*what))
     except BaseException as error:
         box.append(error)
 
 
-def _fit(run: Run, scaling: dict[str, Any]) -> dict[str, str]:
+def _fit(run: Run, scaling: dict[str, Any], own_cluster: bool) -> dict[str, str]:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from experiments.lean_trainer import LeanTrainer
+
     storage = run.directory / "ray"
     shutil.rmtree(storage, ignore_errors=True)  # nothing of Ray's is ever read back
-    trainer = TorchTrainer(
+    trainer = (LeanTrainer if own_cluster else TorchTrainer)(
         train_worker,
         train_loop_config={"run": str(run.directory)},
         scaling_config=ray.train.ScalingConfig(**scaling),

@@ -57,16 +57,21 @@ class KVCache:
         self.ids[places, :slots] = other.ids[rows]
         self.lengths[places] = other.lengths[rows]
 
-    def write_ids(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Store new tokens (batch, new) at `positions` (batch, new); return the token before each of them, which is any
-        where there is none."""
-        rows = torch.arange(positions.size(0), device=positions.device)[:, None]
-        self.ids[rows, positions] = ids
+    def places(self, new: int) -> tuple[Tensor, Tensor]:
+        """Where the next `new` tokens of each row go: its number (batch, 1) and their positions (batch, new)."""
+        device = self.lengths.device
+        return (torch.arange(self.lengths.size(0), device=device)[:, None],
+                self.lengths[:, None] + torch.arange(new, device=device))
+
+    def write_ids(self, ids: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
+        """Store new tokens (batch, new) at `places`; return the token before each of them, which is any where there is
+        none."""
+        rows, positions = places
+        self.ids[places] = ids
         return self.ids[rows, (positions - 1).clamp(min=0)]
 
-    def write(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (batch, head, new, head_dim) at `positions` (batch, new); return the layer's."""
-        rows = torch.arange(positions.size(0), device=positions.device)[:, None]
-        self.keys[layer].transpose(1, 2)[rows, positions] = key.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[rows, positions] = value.transpose(1, 2)
+    def write(self, layer: int, key: Tensor, value: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (batch, head, new, head_dim) at `places`; return the layer's."""
+        self.keys[layer].transpose(1, 2)[places] = key.transpose(1, 2)
+        self.values[layer].transpose(1, 2)[places] = value.transpose(1, 2)
         return self.keys[layer], self.values[layer]

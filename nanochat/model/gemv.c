@@ -16,7 +16,8 @@ enum { LANES = 8, SUMS = 8 };
 #else
 enum { LANES = 4, SUMS = 16 };
 #endif
-enum { MOST_ROWS = 4, MOST_STREAMS = 8, LINE = 64, AHEAD = 1024 }; /* LINE, AHEAD: bytes; of a cache, to ask ahead */
+enum { MOST_ROWS = 4, MOST_STREAMS = 8 };
+enum { LINE = 64, AHEAD = 1024 }; /* bytes of a cache line, and how far ahead one is asked for */
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));

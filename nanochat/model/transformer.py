@@ -205,10 +205,11 @@ class Transformer(nn.Module):
         With a cache, row b's tokens stand at positions cache.lengths[b], cache.lengths[b] + 1, … and are one document.
         """
         if cache is None:
-            positions = None
+            places = None
             cos, sin = self.cos[: ids.size(1)][None], self.sin[: ids.size(1)][None]
         else:
-            positions = cache.lengths[:, None] + torch.arange(ids.size(1), device=ids.device)
+            places = cache.places(ids.size(1))
+            positions = places[1]
             cos, sin = self.cos[positions], self.sin[positions]
             masks = {window: cached_mask(positions, cache.capacity, window, self.compute_dtype)
                      for window in {self.config.window(layer) for layer in range(self.config.depth)}}
@@ -224,7 +225,7 @@ class Transformer(nn.Module):
             documents = Documents.of(ids, self.bos_id)
         x = self._embedded(ids)
         if self.smear_gate is not None:
-            x = self._smeared(x, ids, cache, positions)
+            x = self._smeared(x, ids, cache, places)
         start, middle = x, None
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -238,8 +239,8 @@ class Transformer(nn.Module):
             if cache is None:
                 attended = attend(query, key, value, block.window, attention, documents, parts)
             else:
-                assert positions is not None
-                key, value = cache.write(layer, key, value, positions)
+                assert places is not None
+                key, value = cache.write(layer, key, value, places)
                 attended = attend_cached(query, key, value, masks[self.config.window(layer)])
             x = leave(block, x, attended)
             if self.backout_scale is not None and layer == self.config.depth // 2:
@@ -251,7 +252,8 @@ class Transformer(nn.Module):
     def _embedded(self, ids: Tensor) -> Tensor:
         return norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
 
-    def _smeared(self, x: Tensor, ids: Tensor, cache: KVCache | None, positions: Tensor | None) -> Tensor:
+    def _smeared(self, x: Tensor, ids: Tensor, cache: KVCache | None,
+                 places: tuple[Tensor, Tensor] | None) -> Tensor:
         """Embeddings (batch, time, width) with a share of the one before each; the first of a row has none before it,
         nor has the first of a document where documents do not see each other."""
         assert self.smear_gate is not None
@@ -262,8 +264,8 @@ class Transformer(nn.Module):
                 assert self.bos_id is not None
                 before = before * ids.ne(self.bos_id)[..., None]
         else:
-            assert positions is not None
-            before = self._embedded(cache.write_ids(ids, positions)) * (positions > 0)[..., None]
+            assert places is not None
+            before = self._embedded(cache.write_ids(ids, places)) * (places[1] > 0)[..., None]
         gate = torch.sigmoid(F.linear(x[..., :SMEAR_CHANNELS], self.smear_gate.to(x.dtype)))
         return x + self.smear_scale.to(x.dtype) * gate * before
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanochat.model.gemv import MOST_ROWS, MULTIPLE, gemv
 
 FEW_ROWS = 32  # beyond, F.linear is as fast
-LARGE = 64_000_000  # bytes of a model's matrices that are worth building gemv.c for
+LARGE = 20_000_000  # bytes of a model's matrices: building gemv.c is repaid within a few hundred tokens
 
 
 def can_pack(weight: Tensor) -> bool:

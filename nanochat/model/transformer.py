@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nanochat.model.attention import HEADS_FIRST, PLAIN, Documents, attend, attend_cached, cached_mask
 from nanochat.model.cache import KVCache
+from nanochat.model.compiler import take_vector_instructions_for_granted
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
@@ -158,6 +159,8 @@ class Transformer(nn.Module):
         all layers, so that the time to compile does not grow with depth; and what loss and blocked attention do between
         their products.
         """
+        if self.head.device.type == "cpu":
+            take_vector_instructions_for_granted()
         self._enter = torch.compile(Block.enter, fullgraph=True, dynamic=False)
         self._leave = torch.compile(Block.leave, fullgraph=True, dynamic=False)
         self._loss_terms = torch.compile(chunk_terms, fullgraph=True, dynamic=False)

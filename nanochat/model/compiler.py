@@ -1,0 +1,37 @@
+"""What torch.compile need not find out anew in every process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import torch
+
+KNOWS_ALL = 12  # the first GCC with every vector instruction that Inductor uses
+
+
+def take_vector_instructions_for_granted() -> None:
+    """Spare Inductor the test programs by which it learns whether the compiler and this build of PyTorch know the
+    CPU's vector instructions: 7 of the 33 s of a first step, and 1 of 4 where everything else is kept (LOG.md,
+    2026-11-27). Only for what is known to pass: GCC 12 and later, and a PyTorch that uses those instructions itself.
+    """
+    from torch._inductor import config
+
+    if config.cpp.vec_isa_ok is None and _gcc_knows_all() and _torch_uses_all():
+        config.cpp.vec_isa_ok = True
+
+
+def _gcc_knows_all() -> bool:
+    if sys.platform != "linux" or platform.machine() != "x86_64" or os.environ.get("CXX", "g++") != "g++":
+        return False
+    try:
+        said = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    major = said.strip().split(".")[0]
+    return major.isdigit() and int(major) >= KNOWS_ALL
+
+
+def _torch_uses_all() -> bool:
+    most = "AVX512" if torch.cpu._is_avx512_supported() else "AVX2"
+    return torch.backends.cpu.get_cpu_capability() == most

@@ -1,9 +1,9 @@
 """Ray Train's trainer without the actors that a cluster of this process's own has no use for.
 
 Five actors would stand beside the worker. Three of them serve Ray's datasets, of which there are none, clean up behind
-a driver that dies, with which this cluster ends anyway, and ask an autoscaler for machines. Each takes a second of the
-start, and wakes a hundred times a second: on two cores the training feels that (LOG.md, 2026-11-27). Nothing of it can
-be set, so this reaches into Ray, of which pyproject.toml therefore allows one minor version.
+a controller that dies, with which this cluster ends anyway, and ask an autoscaler for machines. Each takes a second of
+the start, and wakes a hundred times a second: on two cores the training feels that (LOG.md, 2026-11-27). Nothing of it
+can be set, so this reaches into Ray, of which pyproject.toml therefore allows one minor version.
 """
 
 from typing import Any

@@ -88,9 +88,9 @@ def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> d
     }
 
 
-def _fit_into(box: list[Any], *what: Any) -> None:
+def _fit_into(box: list[Any], run: Run, scaling: dict[str, Any], own_cluster: bool) -> None:
     try:
-        box.append(_fit(*what))
+        box.append(_fit(run, scaling, own_cluster))
     except BaseException as error:
         box.append(error)
 

@@ -57,21 +57,21 @@ class KVCache:
         self.ids[places, :slots] = other.ids[rows]
         self.lengths[places] = other.lengths[rows]
 
-    def places(self, new: int) -> tuple[Tensor, Tensor]:
-        """Where the next `new` tokens of each row go: its number (batch, 1) and their positions (batch, new)."""
+    def next_slots(self, new: int) -> tuple[Tensor, Tensor]:
+        """Where the next `new` tokens of each row go: numbers of the rows (batch, 1), their positions (batch, new)."""
         device = self.lengths.device
         return (torch.arange(self.lengths.size(0), device=device)[:, None],
                 self.lengths[:, None] + torch.arange(new, device=device))
 
-    def write_ids(self, ids: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
-        """Store new tokens (batch, new) at `places`; return the token before each of them, which is any where there is
-        none."""
-        rows, positions = places
-        self.ids[places] = ids
+    def write_ids(self, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+        """Store new tokens (batch, new) at `next_slots`; return the token before each of them, which is any where
+        there is none."""
+        rows, positions = at
+        self.ids[at] = ids
         return self.ids[rows, (positions - 1).clamp(min=0)]
 
-    def write(self, layer: int, key: Tensor, value: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (batch, head, new, head_dim) at `places`; return the layer's."""
-        self.keys[layer].transpose(1, 2)[places] = key.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[places] = value.transpose(1, 2)
+    def write(self, layer: int, key: Tensor, value: Tensor, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (batch, head, new, head_dim) at `next_slots`; return the layer's."""
+        self.keys[layer].transpose(1, 2)[at] = key.transpose(1, 2)
+        self.values[layer].transpose(1, 2)[at] = value.transpose(1, 2)
         return self.keys[layer], self.values[layer]

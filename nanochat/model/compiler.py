@@ -7,21 +7,21 @@ import sys
 
 import torch
 
-KNOWS_ALL = 12  # the first GCC with every vector instruction that Inductor uses
+OLDEST_GCC = 12  # of those that this was tried with
 
 
 def take_vector_instructions_for_granted() -> None:
-    """Spare Inductor the test programs by which it learns whether the compiler and this build of PyTorch know the
-    CPU's vector instructions: 7 of the 33 s of a first step, and 1 of 4 where everything else is kept (LOG.md,
-    2026-11-27). Only for what is known to pass: GCC 12 and later, and a PyTorch that uses those instructions itself.
+    """Spare Inductor the test programs by which it learns whether compiler and PyTorch know the CPU's AVX2 and AVX-512:
+    7 of the 33 s of a first step, and 1 of 4 where everything else is kept (LOG.md, 2026-11-27). Those for bfloat16,
+    VNNI and AMX it still runs. Only for a compiler that passes, and a PyTorch that uses these instructions itself.
     """
     from torch._inductor import config
 
-    if config.cpp.vec_isa_ok is None and _gcc_knows_all() and _torch_uses_all():
+    if config.cpp.vec_isa_ok is None and _gcc_is_recent() and _torch_uses_them():
         config.cpp.vec_isa_ok = True
 
 
-def _gcc_knows_all() -> bool:
+def _gcc_is_recent() -> bool:
     if sys.platform != "linux" or platform.machine() != "x86_64" or os.environ.get("CXX", "g++") != "g++":
         return False
     try:
@@ -29,9 +29,9 @@ def _gcc_knows_all() -> bool:
     except (OSError, subprocess.SubprocessError):
         return False
     major = said.strip().split(".")[0]
-    return major.isdigit() and int(major) >= KNOWS_ALL
+    return major.isdigit() and int(major) >= OLDEST_GCC
 
 
-def _torch_uses_all() -> bool:
+def _torch_uses_them() -> bool:
     most = "AVX512" if torch.cpu._is_avx512_supported() else "AVX2"
     return torch.backends.cpu.get_cpu_capability() == most

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,20 +23,21 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 @cache
 def gemv() -> Callable[[Tensor, Tensor], Tensor] | None:
     """A function of x (…, in), of 1 to 4 rows, and a contiguous weight (out, in) of the same dtype that returns
-    x · weightᵀ. None but on Linux with a C compiler (`CC`, else cc) whose OpenMP is the one that PyTorch runs on, as
-    two sets of threads wait for each other's cores (five times slower); and if what it makes is wrong."""
+    x · weightᵀ, with no gradient. None but on Linux with a C compiler (`CC`, else cc) whose OpenMP is the one that
+    PyTorch runs on, as two sets of threads wait for each other's cores (five times slower); and if what it makes is
+    wrong."""
     if sys.platform != "linux":
         return None
-    before = _openmp_runtimes()
-    with TemporaryDirectory() as directory:
-        library = Path(directory, "gemv.so")
-        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, str(SOURCE), "-o", str(library)]
-        try:
+    try:
+        before = _openmp_runtimes()
+        with TemporaryDirectory() as directory:
+            library = str(Path(directory, "gemv.so"))
+            command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-x", "c", str(SOURCE), "-o", library]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
-            run = ctypes.CDLL(str(library)).gemv  # stays when the file is gone
-        except (OSError, subprocess.SubprocessError):
+            run = ctypes.CDLL(library).gemv  # stays when the file is gone
+        if _openmp_runtimes() != before:
             return None
-    if _openmp_runtimes() != before:
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):  # no compiler, no room, no library
         return None
     run.argtypes = (*[ctypes.c_int] * 2, *[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2, ctypes.c_int)
     run.restype = None
@@ -53,12 +53,14 @@ def gemv() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def _right(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Whether a product of whole numbers, which rounds nothing, comes out as it is."""
-    x, weight = (torch.arange(rows * MULTIPLE).view(rows, -1) % 7 - 3 for rows in (MOST_ROWS, 5))
-    return all(torch.equal(product(x.to(dtype), weight.to(dtype)), (x @ weight.T).to(dtype)) for dtype in TYPES)
+    """Whether products of whole numbers, small enough to be rounded nowhere, come out as they are."""
+    numbers = torch.arange(41 * 3 * MULTIPLE).view(41, -1) % 7 % 3 - 1
+    weight = numbers[MOST_ROWS:]
+    return all(torch.equal(product(x.to(dtype), weight.to(dtype)), (x @ weight.T).to(dtype))
+               for dtype in TYPES for x in (numbers[:rows] for rows in range(1, MOST_ROWS + 1)))
 
 
 def _openmp_runtimes() -> set[str]:
     """Libraries of OpenMP in this process."""
-    paths = {Path(part.path) for part in psutil.Process().memory_maps()}
+    paths = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines()}
     return {str(path) for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp"))}

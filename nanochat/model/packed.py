@@ -27,7 +27,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class Packed:
-    """A matrix (out, in) and a copy of it in oneDNN's layout. Neither may change any more.
+    """A matrix (out, in), a copy of it in oneDNN's layout, and what multiplies with them. Neither may change any more.
 
     Args:
         large: whether it belongs to a model of at least `LARGE` bytes.
@@ -41,7 +41,7 @@ class Packed:
 
     def product(self, x: Tensor) -> Tensor:
         """x · weightᵀ for x (…, in) of at most `FEW_ROWS` rows."""
-        if self.gemv is not None and x.numel() <= MOST_ROWS * x.size(-1):
+        if self.gemv and x.numel() <= MOST_ROWS * x.size(-1) and x.dtype == self.weight.dtype:
             return self.gemv(x, self.weight)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.blocks, None, "none", [], "")
         return product

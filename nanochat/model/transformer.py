@@ -97,7 +97,7 @@ class Block(nn.Module):
             value = value + gate[..., None] * value_embedding.to(x.dtype).view_as(value)
         if torch.is_grad_enabled():
             query, key = norm(rotate(query, cos, sin)), norm(rotate(key, cos, sin))
-        else:  # the same with half the operations, of which a token generated alone mostly waits for
+        else:  # the same with half as many operations, which are most of what a token beside its products costs
             query, key = norm(rotate(qkv[:, :, :2], cos[:, :, None], sin[:, :, None])).unbind(2)
         if self.scale != 1:
             query, key = query * self.scale, key * self.scale
@@ -208,11 +208,11 @@ class Transformer(nn.Module):
         With a cache, row b's tokens stand at positions cache.lengths[b], cache.lengths[b] + 1, … and are one document.
         """
         if cache is None:
-            places = None
+            at = None
             cos, sin = self.cos[: ids.size(1)][None], self.sin[: ids.size(1)][None]
         else:
-            places = cache.places(ids.size(1))
-            positions = places[1]
+            at = cache.next_slots(ids.size(1))
+            positions = at[1]
             cos, sin = self.cos[positions], self.sin[positions]
             masks = {window: cached_mask(positions, cache.capacity, window, self.compute_dtype)
                      for window in {self.config.window(layer) for layer in range(self.config.depth)}}
@@ -228,7 +228,7 @@ class Transformer(nn.Module):
             documents = Documents.of(ids, self.bos_id)
         x = self._embedded(ids)
         if self.smear_gate is not None:
-            x = self._smeared(x, ids, cache, places)
+            x = self._smeared(x, ids, cache, at)
         start, middle = x, None
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -242,9 +242,9 @@ class Transformer(nn.Module):
             if cache is None:
                 attended = attend(query, key, value, block.window, attention, documents, parts)
             else:
-                assert places is not None
-                key, value = cache.write(layer, key, value, places)
-                attended = attend_cached(query, key, value, masks[self.config.window(layer)])
+                assert at is not None
+                key, value = cache.write(layer, key, value, at)
+                attended = attend_cached(query, key, value, masks[block.window])
             x = leave(block, x, attended)
             if self.backout_scale is not None and layer == self.config.depth // 2:
                 middle = x
@@ -256,7 +256,7 @@ class Transformer(nn.Module):
         return norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
 
     def _smeared(self, x: Tensor, ids: Tensor, cache: KVCache | None,
-                 places: tuple[Tensor, Tensor] | None) -> Tensor:
+                 at: tuple[Tensor, Tensor] | None) -> Tensor:
         """Embeddings (batch, time, width) with a share of the one before each; the first of a row has none before it,
         nor has the first of a document where documents do not see each other."""
         assert self.smear_gate is not None
@@ -267,8 +267,8 @@ class Transformer(nn.Module):
                 assert self.bos_id is not None
                 before = before * ids.ne(self.bos_id)[..., None]
         else:
-            assert places is not None
-            before = self._embedded(cache.write_ids(ids, places)) * (places[1] > 0)[..., None]
+            assert at is not None
+            before = self._embedded(cache.write_ids(ids, at)) * (at[1] > 0)[..., None]
         gate = torch.sigmoid(F.linear(x[..., :SMEAR_CHANNELS], self.smear_gate.to(x.dtype)))
         return x + self.smear_scale.to(x.dtype) * gate * before
 

@@ -1,13 +1,15 @@
 """The product of our own for a few rows: right for any shape, and never in the way of one who has no compiler."""
 
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from nanochat.inference.load import frozen
 from nanochat.model import packed
@@ -15,8 +17,12 @@ from nanochat.model.gemv import MOST_ROWS, MULTIPLE, gemv
 from nanochat.model.transformer import MATRICES
 from tests.model.test_transformer import awake, some_ids
 
-needs_compiler = pytest.mark.skipif(gemv() is None, reason="no C compiler that knows PyTorch's OpenMP")
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def product() -> Callable[[Tensor, Tensor], Tensor]:
+    return gemv() or pytest.skip("no C compiler that knows PyTorch's OpenMP")
 
 
 @pytest.fixture
@@ -26,45 +32,43 @@ def built_anew() -> Iterator[None]:
     gemv.cache_clear()
 
 
-@needs_compiler
+@settings(deadline=None)
 @given(
     rows=st.integers(1, MOST_ROWS), out=st.integers(1, 70), width=st.integers(1, 6).map(MULTIPLE.__mul__),
     threads=st.integers(1, 5), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 999),
 )  # fmt: skip
-def test_every_shape_gives_the_product(rows, out, width, threads, dtype, seed):
+def test_every_shape_gives_the_product(product, rows, out, width, threads, dtype, seed):
     """Of whole numbers small enough for bfloat16 to hold each sum: nothing is rounded, whatever the order."""
     generator = torch.Generator().manual_seed(seed)
     x, weight = (torch.randint(-1, 2, (count, width), generator=generator) for count in (rows, out))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = gemv()(x.to(dtype), weight.to(dtype))
+        found = product(x.to(dtype), weight.to(dtype))
     finally:
         torch.set_num_threads(before)
     assert found.dtype == dtype
     assert torch.equal(found, (x @ weight.T).to(dtype))
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sums_are_in_float32_and_rounded_once(dtype):
+def test_sums_are_in_float32_and_rounded_once(product, dtype):
     x, weight = torch.randn(3, 1024).to(dtype), torch.randn(500, 1024).to(dtype)
     exact = x.double() @ weight.double().T
-    found = gemv()(x, weight)
+    found = product(x, weight)
     # Half a unit in the last place of bfloat16, and what 1,024 float32 sums may be off.
     torch.testing.assert_close(found.double(), exact, rtol=2**-8 if dtype == torch.bfloat16 else 0, atol=2e-4)
-    assert torch.equal(gemv()(x[:, None], weight), found[:, None])
+    assert torch.equal(product(x[:, None], weight), found[:, None])
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_no_number_stays_none(dtype):
+def test_what_is_no_number_stays_none(product, dtype):
     x, weight = torch.ones(1, MULTIPLE, dtype=dtype), torch.ones(3, MULTIPLE, dtype=dtype)
     weight[1, 5], weight[2, 7] = math.nan, -math.inf
-    assert gemv()(x, weight).tolist() == [[MULTIPLE, pytest.approx(math.nan, nan_ok=True), -math.inf]]
+    assert product(x, weight).tolist() == [[MULTIPLE, pytest.approx(math.nan, nan_ok=True), -math.inf]]
 
 
-@needs_compiler
+@pytest.mark.usefixtures("product")
 @pytest.mark.skipif(not packed.can_pack(torch.ones(2, 2)), reason="this CPU has no oneDNN")
 @torch.inference_mode()
 def test_a_large_model_is_multiplied_by_it(monkeypatch):
@@ -82,15 +86,34 @@ def test_a_large_model_is_multiplied_by_it(monkeypatch):
     large(ids)  # by nothing else
     with pytest.raises(RuntimeError):
         large(many)
+    with pytest.raises(RuntimeError):  # as oneDNN says it, and no reading beyond the numbers there are
+        packed.Packed(torch.ones(64, 64), large=True).product(torch.ones(1, 64, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true"])
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true", "", "cc '", "cc -Dgemv=another"])
 def test_without_a_compiler_there_is_none(compiler, built_anew, monkeypatch):
     monkeypatch.setenv("CC", compiler)
     assert gemv() is None
 
 
-@needs_compiler
+def test_nor_without_a_place_to_build_in(built_anew, monkeypatch):
+    def nowhere() -> str:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *_, **__: nowhere())
+    assert gemv() is None
+
+
+@pytest.mark.usefixtures("product")
+def test_a_compiler_of_cpp_will_do(built_anew, monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    monkeypatch.setenv("CC", "g++")
+    assert gemv() is not None
+
+
+@pytest.mark.usefixtures("product")
 def test_one_that_is_wrong_is_not_used(built_anew, monkeypatch, tmp_path: Path):
     header = tmp_path / "wrong.h"
     header.write_text("#include <string.h>\n#define memcpy(to, from, size) memset(to, 0, size)\n")
@@ -98,7 +121,7 @@ def test_one_that_is_wrong_is_not_used(built_anew, monkeypatch, tmp_path: Path):
     assert gemv() is None
 
 
-@needs_compiler
+@pytest.mark.usefixtures("product")
 def test_one_that_brings_threads_of_its_own_is_not_used(built_anew, monkeypatch):
     found = [{"libgomp.so.1"}, {"libgomp.so.1", "libomp.so.5"}]
     monkeypatch.setattr("nanochat.model.gemv._openmp_runtimes", lambda: found.pop(0))

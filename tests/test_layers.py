@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,8 @@ def test_only_these_files_import_ray():
 def test_importing_everything_does_nothing():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in CORE]
     modules += [f"experiments.{path.stem}" for path in (ROOT / "experiments").glob("*.py")]
+    if find_spec("triton") is None:  # it comes with PyTorch for GPUs
+        modules.remove("nanochat.model.token_sums")
     code = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

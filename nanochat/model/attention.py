@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -15,8 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("blocked", "sdpa", "varlen", "flash3", "flex")
+BACKENDS = ("blocked", "sdpa", "varlen", "flash3", "flash4", "flex")
 HEADS_FIRST = ("blocked",)
+FLASH = {  # generations with a deterministic backward pass, and the module
+    "flash3": ((9,), "Hopper", "flash_attn_interface"),
+    "flash4": ((9, 10), "Hopper or Blackwell", "flash_attn.cute"),
+}
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -30,10 +35,11 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     if dtype not in (torch.bfloat16, torch.float16):
         return "needs 16-bit numbers"
     generation = torch.cuda.get_device_capability(device)[0]
-    if backend == "flash3":
-        if generation != 9:
-            return "needs a GPU of the Hopper generation"
-        return None if find_spec("flash_attn_interface") else "needs the package flash_attn_interface"
+    if backend in FLASH:
+        generations, name, module = FLASH[backend]
+        if generation not in generations:
+            return f"needs a GPU of the {name} generation"
+        return None if _is_there(module) else f"needs the package {module}"
     if generation < 8:
         return "needs a GPU of the Ampere generation or later"
     if find_spec("torch.nn.attention.varlen") is None:
@@ -41,6 +47,13 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     from torch.nn.attention.varlen import varlen_attn
 
     return None if "window_size" in inspect.signature(varlen_attn).parameters else "knows no windows in this torch"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is a part of is not there
+        return False
 
 
 @dataclass(frozen=True)
@@ -144,22 +157,25 @@ def _row_offsets(batch: int, time: int, device: torch.device) -> Tensor:
     return torch.arange(0, (batch + 1) * time, time, dtype=torch.int32, device=device)
 
 
-def _flash3(query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None) -> Tensor:
-    """FlashAttention 3 (arXiv:2407.08608), where its package is installed."""
-    from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
-
+def _flash(
+    backend: str, query: Tensor, key: Tensor, value: Tensor, window: int | None, documents: Documents | None
+) -> Tensor:
+    """FlashAttention 3 (arXiv:2407.08608) or 4 (arXiv:2603.05451), where its package is installed."""
+    package = import_module(FLASH[backend][2])
     batch, _, time, _ = query.shape
     parts = [part.transpose(1, 2) for part in (query, key, value)]  # (batch, time, head, head_dim)
-    how = {
+    unlimited = -1 if backend == "flash3" else None
+    how: dict[str, Any] = {
         "causal": True,
-        "window_size": (-1 if window is None else window - 1, 0),
+        "window_size": (unlimited if window is None else window - 1, 0),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     if documents is None:
-        out = flash_attn_func(*parts, **how)
+        out = package.flash_attn_func(*parts, **how)
     else:
-        ends = documents.offsets
-        out = flash_attn_varlen_func(*(part.flatten(0, 1) for part in parts), ends, ends, time, time, **how)
+        how |= dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), documents.offsets)
+        how |= dict.fromkeys(("max_seqlen_q", "max_seqlen_k"), time)
+        out = package.flash_attn_varlen_func(*(part.flatten(0, 1) for part in parts), **how)
     out = out[0] if isinstance(out, tuple) else out
     return out.view(batch, time, *out.shape[-2:]).transpose(1, 2)
 
@@ -195,7 +211,7 @@ def _block_mask(time: int, window: int | None, device: torch.device) -> Any:
 
 
 _KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None, Documents | None], Tensor]] = {
-    "sdpa": _sdpa, "varlen": _varlen, "flash3": _flash3, "flex": _flex
+    "sdpa": _sdpa, "varlen": _varlen, "flex": _flex, **{backend: partial(_flash, backend) for backend in FLASH}
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Matrix products in 8-bit floating point, which GPUs from Hopper on multiply twice as fast as bfloat16.
 
-Weights and activations go as e4m3, gradients as e5m2, each tensor scaled as a whole to the range of its format
-(Micikevicius et al. 2022, arXiv:2209.05433). Master weights and what is accumulated stay as they are.
+Outputs and the gradients of inputs are products in e4m3, each row and column scaled by itself to the range of the
+format (Micikevicius et al. 2022, arXiv:2209.05433; scaled like this by torchao's "rowwise_with_gw_hp"). Gradients of
+weights, sums over all tokens that no scale of a row can be taken out of, stay in bfloat16, master weights in fp32.
 """
 
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
-LEAST = 1e-12  # of the largest element: nothing is divided by 0
+FP8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FP8).max
+LEAST = 1e-12  # of the largest element of a row: nothing is divided by 0
 
 
 def fp8_unavailable(device: torch.device) -> str | None:
@@ -29,27 +31,24 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        (x8, x_scale), (weight8, weight_scale) = _scaled(x, FORWARD), _scaled(weight, FORWARD)
-        ctx.save_for_backward(x8, x_scale, weight8, weight_scale)
-        return torch._scaled_mm(x8, weight8.T, x_scale, weight_scale, out_dtype=x.dtype, use_fast_accum=True)
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, fast=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x8, x_scale, weight8, weight_scale = ctx.saved_tensors
-        dtype = gradients[0].dtype
-        gradient8, scale = _scaled(gradients[0], BACKWARD)
-        dx = torch._scaled_mm(gradient8, _column_major(weight8), scale, weight_scale, out_dtype=dtype)
-        d_weight = torch._scaled_mm(gradient8.T.contiguous(), _column_major(x8), scale, x_scale, out_dtype=dtype)
-        return dx, d_weight
+        x, weight = ctx.saved_tensors
+        return _product(gradients[0], weight.T, fast=False), gradients[0].T @ x
 
 
-def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x in fp8, its largest element at the end of the range, and what to multiply it with to undo that, fp32."""
-    inverse = x.abs().amax().float().clamp_min(LEAST) / torch.finfo(dtype).max
-    largest = torch.finfo(dtype).max
-    return (x.float() / inverse).clamp(-largest, largest).to(dtype).contiguous(), inverse
+def _product(left: Tensor, right: Tensor, *, fast: bool) -> Tensor:
+    """left · rightᵀ of (m, k) and (n, k), in the dtype of `left`; `fast` adds up in less than fp32, as torchao has it
+    in the forward pass only."""
+    (left8, left_scale), (right8, right_scale) = _scaled(left), _scaled(right)
+    return torch._scaled_mm(left8, right8.T, left_scale, right_scale.T, out_dtype=left.dtype, use_fast_accum=fast)
 
 
-def _column_major(x: Tensor) -> Tensor:
-    """The same matrix, laid out as the second factor has to be."""
-    return x.T.contiguous().T
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (m, k) in fp8, contiguous, the largest of each row at the end of the range, and what to multiply each row with
+    to undo that: (m, 1), fp32."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(LEAST) / LARGEST
+    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FP8).contiguous(), scale.contiguous()

@@ -15,7 +15,7 @@ IGNORE = -1  # a target that carries no loss
 # longer than 4,096, and 16,384 save 4 to 6 % for four times the memory (LOG.md, 2026-11-27).
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 
-ChunkTerms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+ChunkTerms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, cap: float,
@@ -32,7 +32,7 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, cap: flo
     return _LinearCrossEntropy.apply(hidden, head, targets, cap, terms or chunk_terms)
 
 
-def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss of a chunk of tokens, and its gradient in two factors.
 
     With s = tanh(raw / cap) and e = exp(cap·s), d loss / d raw = (e / Σe - onehot)·(1 - s²). A logit is at most `cap`,
@@ -43,8 +43,8 @@ def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tenso
         raw: (tokens, vocab_size), logits before the cap.
         targets: (tokens,).
 
-    Returns the gradient · Σe (tokens, vocab_size), in the dtype of `raw`, 1 / Σe or 0 where there is no loss
-    (tokens, 1), losses (tokens, 1).
+    Returns the gradient · Σe (tokens, vocab_size), in the dtype of `raw`, still without its targets; their columns
+    (tokens, 1), and what belongs there (tokens, 1); 1 / Σe or 0 where there is no loss (tokens, 1); losses (tokens, 1).
     """
     # With u = 1 / (exp(2·raw / cap) + 1), s = 1 - 2u and 1 - s² = 4u·(1 - u): the CPU compiler's exp is more than twice
     # as fast as its tanh.
@@ -55,8 +55,19 @@ def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tenso
     valid, column = (targets != IGNORE)[:, None], targets.clamp_min(0)[:, None]
     chosen = torch.tanh(raw.gather(1, column).float() / cap)
     of_target = ((cap * chosen).exp() - total) * (1 - chosen.square())
-    gradient.scatter_(1, column, of_target.to(raw.dtype))
-    return gradient, torch.where(valid, 1 / total, 0.0), torch.where(valid, total.log() - cap * chosen, 0.0)
+    losses = torch.where(valid, total.log() - cap * chosen, 0.0)
+    return gradient, column, of_target.to(raw.dtype), torch.where(valid, 1 / total, 0.0), losses
+
+
+def _put(to: Tensor, column: Tensor, values: Tensor) -> None:
+    """to[row, column[row]] = values[row]. Told to be deterministic, PyTorch would first sort them on a GPU, in fifteen
+    kernels, as if two could meet in one place."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        to.scatter_(1, column, values)
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -77,7 +88,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_head = torch.empty_like(hidden), torch.zeros_like(head)
         loss = torch.zeros((), device=hidden.device)
         for x, target, dx in zip(hidden.split(chunk), targets.split(chunk), d_hidden.split(chunk), strict=True):
-            gradient, share, losses = terms(x @ weight.T, target, cap)
+            gradient, column, of_target, share, losses = terms(x @ weight.T, target, cap)
+            _put(gradient, column, of_target)
             torch.mul(gradient @ weight, share, out=dx)
             _add_product(d_head, gradient.T, (x * share).to(x.dtype))
             loss += losses.sum()

@@ -14,6 +14,7 @@ from nanochat.model.cache import KVCache
 from nanochat.model.compiler import take_vector_instructions_for_granted
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
+from nanochat.model.lookup import Sorted, lookup, sort_for_gradients
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
 from nanochat.model.packed import LARGE, Packed, can_pack, few_rows
 
@@ -226,7 +227,8 @@ class Transformer(nn.Module):
             if self.bos_id is None:
                 raise ValueError("document_attention needs to know bos_id")
             documents = Documents.of(ids, self.bos_id)
-        x = self._embedded(ids)
+        by_token = sort_for_gradients(ids, self.config.vocab_size)
+        x = self._embedded(ids, by_token)
         if self.smear_gate is not None:
             x = self._smeared(x, ids, cache, at)
         start, middle = x, None
@@ -235,7 +237,7 @@ class Transformer(nn.Module):
             residual = None if self.residual_scalars is None else self.residual_scalars[layer]
             share = None if self.input_scalars is None else self.input_scalars[layer]
             table = self.value_embeddings[str(layer)] if self.config.has_value_embedding(layer) else None
-            value_embedding = None if table is None else F.embedding(ids, table)
+            value_embedding = None if table is None else lookup(ids, table, self.compute_dtype, by_token)
             x, query, key, value = enter(block, x, start, residual, share, value_embedding, cos, sin)
             if not self.heads_first:  # not in `enter`: gradients of what it returns are copied if not contiguous
                 query, key, value = (part.transpose(1, 2) for part in (query, key, value))
@@ -252,8 +254,8 @@ class Transformer(nn.Module):
             x = x - self.backout_scale.to(x.dtype) * middle
         return norm(x)
 
-    def _embedded(self, ids: Tensor) -> Tensor:
-        return norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
+    def _embedded(self, ids: Tensor, by_token: Sorted | None = None) -> Tensor:
+        return norm(lookup(ids, self.embedding, self.compute_dtype, by_token).to(self.compute_dtype))
 
     def _smeared(self, x: Tensor, ids: Tensor, cache: KVCache | None,
                  at: tuple[Tensor, Tensor] | None) -> Tensor:

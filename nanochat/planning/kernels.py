@@ -33,6 +33,13 @@ def choose_attention(hardware: Hardware, model: ModelConfig, compute_dtype: str,
     return _fastest_here(model, compute_dtype, min(rows, MOST_ROWS))
 
 
+def cannot_attend(hardware: Hardware, backend: str, compute_dtype: str) -> str | None:
+    """Why a backend cannot train there; None: it can, as far as is known of hardware that is not this machine's."""
+    if hardware.device_type == "cuda" and not (hardware.measured and torch.cuda.is_available()):
+        return None
+    return unavailable(backend, torch.device(hardware.device_type), getattr(torch, compute_dtype))
+
+
 @cache
 def _fastest_here(model: ModelConfig, compute_dtype: str, rows: int) -> tuple[str, str]:
     chosen = fastest(attention_ms(model, rows, getattr(torch, compute_dtype), torch.device("cuda")))

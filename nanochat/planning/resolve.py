@@ -12,11 +12,12 @@ from nanochat.optim.schedule import Schedule
 from nanochat.planning.deadlines import with_deadlines
 from nanochat.planning.estimate import modelled_memory, step_seconds, train_memory
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
-from nanochat.planning.kernels import choose_attention
+from nanochat.planning.kernels import cannot_attend, choose_attention
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 
 USUAL_GPU_BYTES = 40 * 10**9  # what the modes' shares are of
+SHARE_OF_LARGE_GPU = 0.6  # that any mode may take: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27)
 COMPILE_REPAYS_AFTER = 300  # steps of all stages together; measured on CPU, see experiments/LOG.md
 
 
@@ -131,6 +132,8 @@ def resolve(
         attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows)
         config = replace(config, attention=attention)
         say(f"attention {attention}: {why}")
+    if reason := cannot_attend(hardware, config.attention, config.compute_dtype):
+        raise UserError(f"attention {config.attention} {reason}", "leave --set attention=… out: the fastest is chosen")
     if config.fp8 and hardware.device_type != "cuda":
         raise UserError("fp8=true needs a GPU of the Ada, Hopper or a later generation", "leave --set fp8=true out")
     _check_memory(config, hardware)
@@ -265,9 +268,11 @@ def _device_batch(
 ) -> int:
     if request.device_batch_size is not None:
         return request.device_batch_size
-    model, larger = config.model, max(hardware.memory_bytes / USUAL_GPU_BYTES, 1.0)
-    on_gpu = hardware.device_type == "cuda"
-    limit = min(int(size.memory_bytes * (larger if on_gpu else 1.0)), int(0.9 * hardware.memory_bytes))
+    model, limit = config.model, size.memory_bytes
+    if hardware.device_type == "cuda" and hardware.memory_bytes > USUAL_GPU_BYTES:
+        share = max(size.memory_bytes / USUAL_GPU_BYTES, SHARE_OF_LARGE_GPU)
+        limit = int(share * hardware.memory_bytes)
+    limit = min(limit, int(0.9 * hardware.memory_bytes))
     rows = max(batch // model.max_seq_len // request.num_workers, 1)
     remembered = memory.limit(model, config.compute_dtype) if memory else None
     rows = min(rows, remembered or rows)

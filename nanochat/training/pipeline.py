@@ -25,6 +25,7 @@ from nanochat.files import write_json
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
 from nanochat.model import ModelConfig, Transformer
+from nanochat.model.attention import unavailable
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
@@ -332,6 +333,8 @@ def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None
     dtype = getattr(torch, config.compute_dtype)
     if config.fp8 and (why := fp8_unavailable(device)):
         raise UserError(f"fp8 {why}", "leave --set fp8=true out, under another --name")
+    if why := unavailable(config.attention, device, dtype):
+        raise UserError(f"attention {config.attention} {why}", "another --set attention=…, under another --name")
     model = Transformer(
         config.model,
         compute_dtype=dtype,

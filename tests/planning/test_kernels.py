@@ -38,7 +38,7 @@ def test_every_backend_is_measured_or_says_why_not():
     assert found.keys() == set(BACKENDS)
     assert found["sdpa"] > 0
     assert found["blocked"] > 0
-    assert found["varlen"] == found["flash3"] == found["flex"] == "needs a GPU"
+    assert found["varlen"] == found["flash3"] == found["flash4"] == found["flex"] == "needs a GPU"
 
 
 def test_the_fastest_is_chosen_and_all_are_told():

@@ -136,7 +136,8 @@ def test_memory_grows_with_what_it_is_made_of():
 # 2026-11-27.
 H200 = Hardware("NVIDIA H200", "cuda", 1, 16, 150_109_880_320, {"float32": 50.6e12, "bfloat16": 725e12})
 SEEN_ON_H200 = [(12, 16, 17.46, 0.998), (12, 32, 29.48, 0.940), (12, 64, 53.50, 0.911), (14, 32, 39.80, 1.327),
-                (20, 8, 31.30, 3.269), (20, 16, 47.88, 3.094), (20, 64, 147.30, 2.914)]  # fmt: skip
+                (14, 64, 72.42, 1.189), (20, 8, 31.30, 3.269), (20, 16, 47.88, 3.094),
+                (20, 64, 147.30, 2.914)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("depth", "rows", "gigabytes", "step_s"), SEEN_ON_H200)
@@ -184,3 +185,16 @@ def test_of_little_text_no_more_is_prepared_than_there_is(tmp_path):
     assert little.prepare_disk_bytes < 1e6
     assert little.prepare_s < 60
     assert estimate(replace(config, data="/nowhere"), A100_40GB).prepare_disk_bytes > 1e9
+
+
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_prepared():
+    with pytest.raises(UserError, match="attention flash4 needs a GPU"):
+        resolved(CPU, assignments=("attention=flash4",))
+    with pytest.raises(UserError, match="fp8=true needs a GPU"):
+        resolved(CPU, assignments=("fp8=true", "compute_dtype=bfloat16"))
+    assert resolved(A100_40GB, assignments=("attention=flash4",)).config.attention == "flash4"  # a plan for elsewhere
+
+
+def test_a_large_gpu_takes_more_rows():
+    assert [resolved(DATA_SHEETS[name]).config.base.device_batch_size for name in ("a100-40gb", "h100", "h200")] == [
+        4, 32, 64]  # fmt: skip

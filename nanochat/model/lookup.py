@@ -1,0 +1,60 @@
+"""Rows of embedding tables, whose gradients on a GPU need one sort of the token ids for all tables together."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PART = 8  # places of a token whose gradients are summed at once
+
+
+class Sorted(NamedTuple):
+    """Where each token of a vocabulary stands among token ids; all int32."""
+
+    order: Tensor
+    """(ids,): positions in the flattened ids by token, then by position."""
+    begins: Tensor
+    """(vocab_size + 1,): where in `order` those of each token begin, and those of the last one end."""
+    parts: Tensor
+    """(vocab_size,): how many parts of at most `PART` positions each token and those before it have together."""
+    owners: Tensor
+    """(as many parts as there can be,): the token of each part, or vocab_size where there are fewer."""
+
+    @classmethod
+    def of(cls, ids: Tensor, vocab_size: int) -> "Sorted":
+        """Without waiting for the device."""
+        tokens, order = ids.flatten().int().sort(stable=True)
+        numbers = partial(torch.arange, device=ids.device, dtype=torch.int32)
+        begins = torch.searchsorted(tokens, numbers(vocab_size + 1), out_int32=True)
+        parts = (begins.diff() + PART - 1).div(PART, rounding_mode="floor").cumsum(0, dtype=torch.int32)
+        most = min(vocab_size, len(tokens)) + len(tokens) // PART
+        owners = torch.searchsorted(parts, numbers(most), right=True, out_int32=True)
+        return cls(order.int(), begins, parts, owners)
+
+
+def sort_for_gradients(ids: Tensor, vocab_size: int) -> Sorted | None:
+    """What the gradients of tables need to know of token ids; None: nothing, on a CPU or where there are none."""
+    return Sorted.of(ids, vocab_size) if ids.is_cuda and torch.is_grad_enabled() else None
+
+
+def lookup(ids: Tensor, table: Tensor, dtype: torch.dtype, by_token: Sorted | None) -> Tensor:
+    """Rows of a table (vocab_size, width), fp32, for token ids (batch, time): (batch, time, width), in `dtype` where
+    `by_token` is given."""
+    return F.embedding(ids, table) if by_token is None else _Lookup.apply(table, ids, dtype, by_token)
+
+
+class _Lookup(torch.autograd.Function):
+    """PyTorch's own sorts the ids anew for each table, and reads and writes all in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype, by_token: Sorted) -> Tensor:
+        ctx.by_token = by_token
+        return F.embedding(ids, table.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        from nanochat.model.token_sums import sum_by_token
+
+        return sum_by_token(gradients[0].flatten(0, -2).contiguous(), ctx.by_token), None, None, None

@@ -1,6 +1,7 @@
 """What Ray adds: the same training by Ray Train and by a bare process, turn by turn: a step, and the start."""
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3, help="each of one with Ray and one without")
+    parser.add_argument("--threads", type=int, help="that train, e.g. one less than there are cores; all, if left out")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,9 +86,11 @@ def _train(directory: Path, name: str, options: argparse.Namespace, *, ray: bool
         made.directory.mkdir()
         made.record_path.write_text(twin.record_path.read_text())
         command = [sys.executable, "-c", BARE, str(made.directory)]
+    threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}  # Ray lets it be
+    environment = os.environ | threads
     with (directory / f"{name}.txt").open("w+") as said:
         began = time.monotonic()
-        with subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment) as process:
             while process.poll() is None and not _first_step(made):
                 time.sleep(POLL_S)
             first_s = time.monotonic() - began

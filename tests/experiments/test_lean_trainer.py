@@ -27,9 +27,10 @@ with cluster(Hardware("x", "cpu", 1, 2, 1, {})):
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 def test_only_those_that_are_needed(tmp_path):
-    """TorchTrainer would add DatasetManager, PlacementGroupCleaner and _AutoscalingCoordinatorActor."""
+    """TorchTrainer would add a TrainController, DatasetManager, PlacementGroupCleaner and
+    _AutoscalingCoordinatorActor."""
     command = [sys.executable, "-c", NEIGHBOURS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     found = sorted(title.split("::")[1].split(".")[0].strip() for title in done.stdout.splitlines())
-    assert found == ["DashboardAgent", "RayTrainWorker", "RuntimeEnvAgent", "SynchronizationActor", "TrainController"]
+    assert found == ["DashboardAgent", "RayTrainWorker", "RuntimeEnvAgent", "SynchronizationActor"]

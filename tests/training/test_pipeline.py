@@ -1,5 +1,7 @@
 """The pipeline in this process, without Ray: where checkpoints are kept, and what is remembered of a run."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,3 +122,26 @@ def test_a_checkpoint_of_an_earlier_version_is_of_the_same_model():
         checkpoint.state["model"] = other
         with pytest.raises(UserError, match="another model"):
             pipeline._check_identity(checkpoint, ours)
+
+
+def test_without_compiling_the_compiler_is_not_imported():
+    """It takes 0.7 s, of every start."""
+    code = """
+import sys
+import torch
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.resolve import Request, resolve
+from nanochat.training.pipeline import build_trainee, prepare_process
+from nanochat.workers import Workers
+prepare_process()
+hardware = Hardware("a CPU", "cpu", 1, 2, 2**34, {"float32": 4e11, "bfloat16": 1e11})
+config = resolve(Request(depth=2, compile="off"), hardware, compiler=None).config
+trainee = build_trainee(config, Workers())
+ids = torch.zeros(1, 16, dtype=torch.int64)
+trainee.model.loss_sum(ids, ids).backward()
+trainee.optimizer.reduce_gradients()
+trainee.optimizer.step(1.0, 0.9)
+print(torch.are_deterministic_algorithms_enabled(), "torch._inductor" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False"], done.stderr

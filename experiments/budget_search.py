@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import COMPILE_S, corpus_shards, estimate, modelled_memory, step_seconds
+from nanochat.planning.estimate import compile_seconds, corpus_shards, estimate, modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, in_one_piece, resolve
@@ -155,7 +155,7 @@ class BudgetSearch:
                 stage = replace(stage, device_batch_size=rows)
             return batch / step_seconds(config, stage, self.hardware)
 
-        compile_s = COMPILE_S[on] if self.template.compile else 0.0
+        compile_s = self._compile_s()
         start_s = TRIAL_START_S[on] + compile_s
         policy = BudgetPolicy(
             self.space,
@@ -171,6 +171,9 @@ class BudgetSearch:
         if self.journal.exists():
             policy.load_state_dict(json.loads(self.journal.read_text(encoding="utf-8")))
         return policy
+
+    def _compile_s(self) -> float:
+        return compile_seconds(self.template, self.template.base.device_batch_size, self.hardware)
 
     def _reserve_s(self) -> float:
         """After the base stage: evaluating and saving it, the later stages, the report."""
@@ -254,9 +257,8 @@ class BudgetSearch:
 
     def commit(self, decision: Commit, now_s: float, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The configuration and the record of the final run."""
-        compile_s = COMPILE_S[self.hardware.device_type] if self.template.compile else 0.0
         mean, sd = self.policy.forecast(decision.config)
-        begin_s = now_s + self.policy.overheads.final_s - compile_s
+        begin_s = now_s + self.policy.overheads.final_s - self._compile_s()
         return self._final_run(self._request(decision.config), decision.config, decision.why, now_s, begin_s, runs_dir,
                                predicted=mean, sd=sd)  # fmt: skip
 

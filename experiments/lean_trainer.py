@@ -1,10 +1,10 @@
 """Ray Train's trainer with fewer processes, for a cluster of this process's own.
 
-Ray Train starts five actors beside the worker. Three of them serve its datasets, of which there are none, clean up
-behind a controller that dies, with which this cluster ends anyway, and ask an autoscaler for machines. The fourth is
-the controller, which can as well run here. Each takes a second or two of the start, and wakes a hundred times a second:
-on two cores the training feels that (LOG.md, 2026-11-27). Nothing of it can be set, so this reaches into Ray, of which
-pyproject.toml therefore allows one minor version.
+Ray Train starts five actors beside the worker. One lets workers wait for each other. Three serve its datasets, of which
+there are none, clean up behind a controller that dies, with which this cluster ends anyway, and ask an autoscaler for
+machines. The last is the controller, which can as well run here. Each takes a second or two of the start, and wakes a
+hundred times a second: on two cores the training feels that (LOG.md, 2026-11-27). Nothing of it can be set, so this
+reaches into Ray, of which pyproject.toml therefore allows one minor version.
 """
 
 import asyncio
@@ -70,3 +70,9 @@ class _WorkerGroup(WorkerGroup):
 
 class _Controller(TrainController):
     worker_group_cls = _WorkerGroup
+
+    async def _run_control_loop_iteration(self) -> None:
+        """Ray may have been left meanwhile, by a thread that would not wait: then there is nothing to try again."""
+        if not ray.is_initialized():
+            raise RuntimeError("Ray has ended")
+        await super()._run_control_loop_iteration()

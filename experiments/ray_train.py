@@ -62,9 +62,13 @@ def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], 
         own = scale.address is None
         thread = threading.Thread(target=_fit_into, args=(box, run, settings, own), daemon=True)
         thread.start()
-        while thread.is_alive():
-            while_waiting()
-            time.sleep(POLL_S)
+        try:
+            while thread.is_alive():
+                while_waiting()
+                time.sleep(POLL_S)
+        except BaseException:
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL + 1)  # the thread will find that Ray has gone
+            raise
         while_waiting()
     (result,) = box
     if isinstance(result, BaseException):

@@ -276,7 +276,7 @@ def _loss_of(way: Callable[[], Tensor], inputs: tuple[Tensor, ...], hardware: Ha
 
 
 def fp8(options: argparse.Namespace, hardware: Hardware) -> list[dict[str, Any]]:
-    """Products in fp8 with one scale a tensor beside bfloat16 ones: what a model could gain at the most."""
+    """Products in fp8 with a scale a row beside bfloat16 ones: what a model could gain at the most."""
     if why := fp8_unavailable(torch.device(hardware.device_type)):
         return [{"error": why}]
     return [_fp8_of(*shape, hardware) for shape in PRODUCTS]
@@ -285,10 +285,10 @@ def fp8(options: argparse.Namespace, hardware: Hardware) -> list[dict[str, Any]]
 def _fp8_of(tokens: int, width: int, out: int, hardware: Hardware) -> dict[str, Any]:
     left, right = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in ((tokens, width), (out, width)))
     left8, right8 = (part.to(torch.float8_e4m3fn) for part in (left, right))
-    one = torch.ones((), device="cuda")
+    scales = torch.ones(tokens, 1, device="cuda"), torch.ones(1, out, device="cuda")
     seconds = {
         "bf16": _median_s(lambda: left @ right.T, hardware, 20),
-        "fp8": _median_s(lambda: torch._scaled_mm(left8, right8.T, one, one, out_dtype=torch.bfloat16), hardware, 20),
+        "fp8": _median_s(lambda: torch._scaled_mm(left8, right8.T, *scales, out_dtype=torch.bfloat16), hardware, 20),
         "cast": _median_s(lambda: left.to(torch.float8_e4m3fn), hardware, 20),
     }
     seconds["fp8_with_cast"] = seconds["fp8"] + seconds.pop("cast")

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.model.compiler import tell_of_determinism
+
 BACKENDS = ("blocked", "sdpa", "varlen", "flash3", "flash4", "flex")
 HEADS_FIRST = ("blocked",)
 FLASH = {  # generations with a deterministic backward pass, and the module
     "flash3": ((9,), "Hopper", "flash_attn_interface"),
-    "flash4": ((9, 10), "Hopper or Blackwell", "flash_attn.cute"),
+    "flash4": ((9, 10), "Hopper or Blackwell (B200)", "flash_attn.cute"),
 }
 
 
@@ -52,7 +54,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # what it is a part of is not there
+    except ImportError:  # what it is a part of is not there, or broken
         return False
 
 
@@ -190,6 +192,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, window: int | None, documen
 def _compiled_flex() -> Callable[..., Tensor]:
     """Of (batch, time, head, head_dim): gradients of what a graph returns are copied if they are not contiguous."""
     from torch.nn.attention.flex_attention import flex_attention
+
+    tell_of_determinism()
 
     def time_first(query: Tensor, key: Tensor, value: Tensor, rows: Any) -> Tensor:
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))

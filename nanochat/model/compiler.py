@@ -10,6 +10,12 @@ import torch
 OLDEST_GCC = 12  # of those that this was tried with
 
 
+def tell_of_determinism() -> None:
+    """Let the compiler choose its kernels alike each time where PyTorch does, which `set_deterministic_debug_mode` does
+    not tell it, as `use_deterministic_algorithms` would: for 0.7 s of importing it, also where nothing is compiled."""
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+
+
 def take_vector_instructions_for_granted() -> None:
     """Spare Inductor the test programs by which it learns whether compiler and PyTorch know the CPU's AVX2 and AVX-512:
     7 of the 33 s of a first step, and 1 of 4 where everything else is kept (LOG.md, 2026-11-27). Those for bfloat16,

@@ -5,7 +5,7 @@ gradients are made right there, while it is in cache: no product is done twice a
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,24 @@ IGNORE = -1  # a target that carries no loss
 # longer than 4,096, and 16,384 save 4 to 6 % for four times the memory (LOG.md, 2026-11-27).
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 
-ChunkTerms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+
+class Terms(NamedTuple):
+    """Of a chunk of tokens."""
+
+    gradient: Tensor
+    """(tokens, vocab_size), of the logits before the cap, times Σe, in their dtype; the targets' are still missing."""
+    column: Tensor
+    """(tokens, 1), int64: where those belong."""
+    of_target: Tensor
+    """(tokens, 1): what belongs there."""
+    share: Tensor
+    """(tokens, 1): 1 / Σe, or 0 where there is no loss."""
+    losses: Tensor
+    """(tokens, 1)."""
+
+
+ChunkTerms = Callable[[Tensor, Tensor, float], Terms]
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, cap: float,
@@ -32,7 +49,7 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, cap: flo
     return _LinearCrossEntropy.apply(hidden, head, targets, cap, terms or chunk_terms)
 
 
-def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> Terms:
     """The loss of a chunk of tokens, and its gradient in two factors.
 
     With s = tanh(raw / cap) and e = exp(cap·s), d loss / d raw = (e / Σe - onehot)·(1 - s²). A logit is at most `cap`,
@@ -42,9 +59,6 @@ def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tenso
     Args:
         raw: (tokens, vocab_size), logits before the cap.
         targets: (tokens,).
-
-    Returns the gradient · Σe (tokens, vocab_size), in the dtype of `raw`, still without its targets; their columns
-    (tokens, 1), and what belongs there (tokens, 1); 1 / Σe or 0 where there is no loss (tokens, 1); losses (tokens, 1).
     """
     # With u = 1 / (exp(2·raw / cap) + 1), s = 1 - 2u and 1 - s² = 4u·(1 - u): the CPU compiler's exp is more than twice
     # as fast as its tanh.
@@ -56,7 +70,7 @@ def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tenso
     chosen = torch.tanh(raw.gather(1, column).float() / cap)
     of_target = ((cap * chosen).exp() - total) * (1 - chosen.square())
     losses = torch.where(valid, total.log() - cap * chosen, 0.0)
-    return gradient, column, of_target.to(raw.dtype), torch.where(valid, 1 / total, 0.0), losses
+    return Terms(gradient, column, of_target.to(raw.dtype), torch.where(valid, 1 / total, 0.0), losses)
 
 
 def _put(to: Tensor, column: Tensor, values: Tensor) -> None:
@@ -83,16 +97,16 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, cap: float, terms: ChunkTerms) -> Tensor:
-        chunk = CHUNK_TOKENS[hidden.device.type]
+        tokens = CHUNK_TOKENS[hidden.device.type]
         weight = head.to(hidden.dtype)
         d_hidden, d_head = torch.empty_like(hidden), torch.zeros_like(head)
         loss = torch.zeros((), device=hidden.device)
-        for x, target, dx in zip(hidden.split(chunk), targets.split(chunk), d_hidden.split(chunk), strict=True):
-            gradient, column, of_target, share, losses = terms(x @ weight.T, target, cap)
-            _put(gradient, column, of_target)
-            torch.mul(gradient @ weight, share, out=dx)
-            _add_product(d_head, gradient.T, (x * share).to(x.dtype))
-            loss += losses.sum()
+        for x, target, dx in zip(hidden.split(tokens), targets.split(tokens), d_hidden.split(tokens), strict=True):
+            chunk = terms(x @ weight.T, target, cap)
+            _put(chunk.gradient, chunk.column, chunk.of_target)
+            torch.mul(chunk.gradient @ weight, chunk.share, out=dx)
+            _add_product(d_head, chunk.gradient.T, (x * chunk.share).to(x.dtype))
+            loss += chunk.losses.sum()
         ctx.save_for_backward(d_hidden, d_head)
         return loss
 

@@ -20,7 +20,8 @@ UTILISATION = {True: 0.72, False: 0.40}
 SHEET_SHARE = 0.63  # of a data sheet's peak that products reach: 0.73 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
 START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
-COMPILE_S = {"cpu": 15.0, "cuda": 15.0}  # on CPU 25 the first time, 3 where it was kept: LOG.md, 2026-11-27
+# A first step that compiles, and one that finds all of it kept from an earlier run: LOG.md, 2026-11-27.
+COMPILE_S = {"cpu": (26.0, 3.0), "cuda": (14.0, 3.0)}
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
 TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
@@ -229,6 +230,17 @@ def _times(what: str, config: RunConfig, rows: int, hardware: Hardware, num_work
     return float(np.exp(correction.mean(place)[0]))
 
 
+def compile_seconds(config: RunConfig, rows: int, hardware: Hardware) -> float:
+    """Until a process that trains so many rows at a time has compiled. What was compiled for an earlier training of
+    this width and as many tokens at once serves any depth, unless somebody has emptied the compiler's cache."""
+    if not config.compile:
+        return 0.0
+    cold_s, warm_s = COMPILE_S[hardware.device_type]
+    asked = (config.compute_dtype, config.model.width, rows * config.model.max_seq_len)
+    kept = ((each.compute_dtype, each.width, each.device_batch_tokens) for each in hardware.trainings if each.compile)
+    return warm_s if asked in kept else cold_s
+
+
 def speed_sd(config: RunConfig, stage: StageConfig, hardware: Hardware, num_workers: int = 1) -> float:
     """Of the logarithm of `step_seconds`: 0.04 is four per cent."""
     correction, place = _correction("speed", config, stage.device_batch_size, hardware, num_workers)
@@ -384,7 +396,7 @@ def _stage_estimate(
     per_step = step_seconds(config, stage, hardware, num_workers)
     evaluating = stage.eval_tokens / stage.total_batch_size * per_step / 2
     answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
-    compiling = COMPILE_S[device] if config.compile and first else 0.0
+    compiling = compile_seconds(config, stage.device_batch_size, hardware) if first else 0.0
     iterations = stage.num_iterations
     if stage.deadline_s is not None:
         per_step_in_all = per_step + evaluating / stage.eval_every

@@ -16,8 +16,9 @@ from nanochat.planning.kernels import cannot_attend, choose_attention
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 
-USUAL_GPU_BYTES = 40 * 10**9  # what the modes' shares are of
-SHARE_OF_LARGE_GPU = 0.6  # that any mode may take: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27)
+USUAL_GPU_BYTES = 40 * 10**9  # what the modes' bytes are of
+# From these on any mode may take such a share: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27).
+LARGE_GPU_BYTES, SHARE_OF_LARGE_GPU = 45 * 10**9, 0.6
 COMPILE_REPAYS_AFTER = 300  # steps of all stages together; measured on CPU, see experiments/LOG.md
 
 
@@ -132,7 +133,7 @@ def resolve(
         attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows)
         config = replace(config, attention=attention)
         say(f"attention {attention}: {why}")
-    if reason := cannot_attend(hardware, config.attention, config.compute_dtype):
+    elif reason := cannot_attend(hardware, config.attention, config.compute_dtype):
         raise UserError(f"attention {config.attention} {reason}", "leave --set attention=… out: the fastest is chosen")
     if config.fp8 and hardware.device_type != "cuda":
         raise UserError("fp8=true needs a GPU of the Ada, Hopper or a later generation", "leave --set fp8=true out")
@@ -269,7 +270,7 @@ def _device_batch(
     if request.device_batch_size is not None:
         return request.device_batch_size
     model, limit = config.model, size.memory_bytes
-    if hardware.device_type == "cuda" and hardware.memory_bytes > USUAL_GPU_BYTES:
+    if hardware.device_type == "cuda" and hardware.memory_bytes >= LARGE_GPU_BYTES:
         share = max(size.memory_bytes / USUAL_GPU_BYTES, SHARE_OF_LARGE_GPU)
         limit = int(share * hardware.memory_bytes)
     limit = min(limit, int(0.9 * hardware.memory_bytes))

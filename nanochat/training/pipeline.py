@@ -322,7 +322,7 @@ def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
 def prepare_process() -> None:
     """The same steps give the same weights, to the bit, and memory once taken stays; for the whole process."""
     keep_freed_memory()
-    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms` would import the compiler, 0.7 s
+    torch.set_deterministic_debug_mode("error")  # without the compiler, see `tell_of_determinism`
     # Nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -346,7 +346,6 @@ def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None
     base = config.base
     peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
     if config.compile:
-        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # to tell the compiler too
         model.compile_training()
     compiler: Any = partial(torch.compile, fullgraph=True, dynamic=False) if config.compile else None
     return Trainee(model, MuonAdamW(model, peak, workers=workers, compiler=compiler, compute_dtype=dtype))

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.model.loss import CHUNK_TOKENS, IGNORE, linear_cross_entropy
+from nanochat.model.loss import CHUNK_TOKENS, IGNORE, _put, linear_cross_entropy
 
 WIDTH, VOCAB, CAP = 24, 50, 15.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,3 +43,15 @@ def test_nothing_to_learn_is_no_loss_and_no_gradient() -> None:
     assert loss.item() == 0.0
     assert not hidden.grad.any()
     assert not head.grad.any()
+
+
+def test_how_deterministic_torch_is_stays_as_it_was() -> None:
+    before = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("warn")
+        test_nothing_to_learn_is_no_loss_and_no_gradient()
+        with pytest.raises(RuntimeError):
+            _put(torch.zeros(2, 3), torch.zeros(5, 1, dtype=torch.int64), torch.zeros(4, 1))
+        assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -6,7 +6,15 @@ from dataclasses import asdict, replace
 import pytest
 
 from nanochat.config import from_dict
-from nanochat.planning.estimate import Plan, estimate, modelled_step_seconds, speed_sd, step_seconds, train_memory
+from nanochat.planning.estimate import (
+    Plan,
+    compile_seconds,
+    estimate,
+    modelled_step_seconds,
+    speed_sd,
+    step_seconds,
+    train_memory,
+)
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.history import Finished, History, finished_stages, measured
 from nanochat.planning.resolve import Request, resolve
@@ -52,6 +60,21 @@ def test_a_training_corrects_the_plan_of_the_same_and_less_that_of_others(tmp_pa
     assert speed_sd(config, config.base, wiser) < 0.1 < 0.2 < speed_sd(config, config.base, CPU)
     assert "trainings known here: 1" in estimate(config, wiser).speed
     assert "assumed" in estimate(config, CPU).speed
+
+
+def test_what_was_compiled_for_a_training_is_planned_to_be_found(tmp_path):
+    config = config_of(compile="on")
+    history = History(tmp_path, CPU.name)
+    history.add(finished_stages("one", config, estimate(config, CPU), {"base": result_of(config, 1.0, 1.0)}, CPU))
+    wiser = history.known_of(CPU)
+
+    def seconds(hardware, **asked):
+        other = config_of(**{"compile": "on", **asked})
+        return compile_seconds(other, other.base.device_batch_size, hardware)
+
+    assert seconds(CPU) > 20 > 5 > seconds(wiser) > 0
+    assert seconds(wiser, depth=4) == seconds(wiser, device_batch_size=4) == seconds(CPU), "other widths, fewer tokens"
+    assert seconds(wiser, compile="off") == 0
 
 
 def test_what_a_plan_said_stands_beside_what_came_of_it(tmp_path):

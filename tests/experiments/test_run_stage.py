@@ -180,6 +180,33 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_a_second_ctrl_c_ends_at_once_and_says_so_in_a_line(runs):
+    write_plan(runs / "hung.json", [Fault("update", "hung", 4)])  # so that the first is of no avail
+    process = subprocess.Popen(
+        command(runs, "hung", *TINY),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=runs,
+        env={**os.environ, VARIABLE: str(runs / "hung.json")},
+    )
+    run = Run(runs / "hung")
+    try:
+        wait_until(lambda: run.exists() and last_step(run, "base") >= 3, 120)
+        process.send_signal(signal.SIGINT)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "the same command continues" in output
+    assert "Traceback" not in output
+    assert "Error" not in output
+
+
+@pytest.mark.ray
 def test_begun_on_two_workers_and_ended_on_one_the_losses_are_those_of_one(undisturbed, runs, monkeypatch):
     base = [*TINY, "--stage", "tokenizer,base"]
     write_plan(runs / "faults.json", [Fault("forward", "terminated", 12)])

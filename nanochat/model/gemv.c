@@ -1,8 +1,10 @@
-/* y = x · wᵀ for one to four rows x and a row-major matrix w (out, in), float32 or bfloat16, summed in float32.
+/* y = x · wᵀ for one to four rows x and a row-major matrix w (out, in), float32 or bfloat16, summed in float32; what a
+   model does to x before and to y after on the way.
 
    Such a product takes as long as reading w. A thread reads its part of w as several streams, each going through
    consecutive rows, and asks for what comes next ahead of time: memory then gives what it gives to anything, where
    one stream at a time gets two thirds of it (experiments/LOG.md, 2026-11-27). */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -49,9 +51,48 @@ INLINE void store(int bfloat16, char *to, float number) {
     }
 }
 
+INLINE float fetch(int bfloat16, const char *from) {
+    float number = 0;
+    memcpy((char *)&number + 2 * bfloat16, from, 4 - 2 * bfloat16);
+    return number;
+}
+
+typedef struct {
+    const char *w, *x, *add; /* add: (rows, out) or NULL */
+    char *y;
+    long out, in;
+    float scale[MOST_ROWS]; /* of each row of x */
+    int squared_relu;
+} product;
+
+INLINE void finish(int bfloat16, const product *p, int row, long column, float sum) {
+    const long place = (row * p->out + column) * (bfloat16 ? 2 : 4);
+    store(bfloat16, p->y + place, sum * p->scale[row]);
+    if (!p->squared_relu && !p->add) return;
+    float number = fetch(bfloat16, p->y + place); /* rounded as if each were an operation of its own */
+    if (p->squared_relu) {
+        store(bfloat16, p->y + place, number > 0 ? number * number : number == number ? 0 : number);
+        number = fetch(bfloat16, p->y + place);
+    }
+    if (p->add) store(bfloat16, p->y + place, number + fetch(bfloat16, p->add + place));
+}
+
+/* 1 / the root of the mean square of a row of x, as torch.nn.functional.rms_norm has it. */
+INLINE float reciprocal_rms(int bfloat16, const char *x, long in) {
+    floats sums = {0};
+    for (long k = 0; k < in; k += 2 * LANES) {
+        const pair numbers = load(bfloat16, x + k * (bfloat16 ? 2 : 4));
+        sums += numbers.first * numbers.first + numbers.second * numbers.second;
+    }
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
+    return 1 / sqrtf(sum / in + 1.1920929e-7f);
+}
+
 /* Columns `begin` to `end` of y. The first two arguments are constants to the compiler. */
-INLINE void columns(int bfloat16, int rows, const char *w, const char *x, char *y, long out, long in, long begin,
-                    long end) {
+INLINE void columns(int bfloat16, int rows, const product *p, long begin, long end) {
+    const char *w = p->w, *x = p->x;
+    const long in = p->in;
     const int streams = SUMS / rows < MOST_STREAMS ? SUMS / rows : MOST_STREAMS;
     const long size = bfloat16 ? 2 : 4, steps = (end - begin + streams - 1) / streams;
     for (long step = 0; step < steps; step++) {
@@ -78,25 +119,32 @@ INLINE void columns(int bfloat16, int rows, const char *w, const char *x, char *
             for (int row = 0; row < rows; row++) {
                 float sum = 0;
                 for (int lane = 0; lane < LANES; lane++) sum += sums[s * rows + row][lane];
-                store(bfloat16, y + (row * out + column[s]) * size, sum);
+                finish(bfloat16, p, row, column[s], sum);
             }
     }
 }
 
-/* `rows` is 1 to 4, `in` a multiple of 32. */
-void gemv(int bfloat16, int rows, const char *w, const char *x, char *y, long out, long in, int threads) {
+/* `rows` is 1 to 4, `in` a multiple of 32. y = f(n(x) · wᵀ) + add: n is nothing or an RMS norm, f nothing or a squared
+   ReLU, add NULL or (rows, out). */
+void gemv(int bfloat16, int rows, const char *w, const char *x, const char *add, char *y, long out, long in, int normed,
+          int squared_relu, int threads) {
+    product p = {.w = w, .x = x, .add = add, .y = y, .out = out, .in = in, .squared_relu = squared_relu};
+    for (int row = 0; row < rows; row++) {
+        const char *from = x + row * in * (bfloat16 ? 2 : 4);
+        p.scale[row] = !normed ? 1 : bfloat16 ? reciprocal_rms(1, from, in) : reciprocal_rms(0, from, in);
+    }
 #pragma omp parallel for num_threads(threads)
     for (int thread = 0; thread < threads; thread++) {
         const long begin = out * thread / threads, end = out * (thread + 1) / threads;
         switch (2 * rows + !!bfloat16) {
-            case 2: columns(0, 1, w, x, y, out, in, begin, end); break;
-            case 3: columns(1, 1, w, x, y, out, in, begin, end); break;
-            case 4: columns(0, 2, w, x, y, out, in, begin, end); break;
-            case 5: columns(1, 2, w, x, y, out, in, begin, end); break;
-            case 6: columns(0, 3, w, x, y, out, in, begin, end); break;
-            case 7: columns(1, 3, w, x, y, out, in, begin, end); break;
-            case 8: columns(0, 4, w, x, y, out, in, begin, end); break;
-            case 9: columns(1, 4, w, x, y, out, in, begin, end); break;
+            case 2: columns(0, 1, &p, begin, end); break;
+            case 3: columns(1, 1, &p, begin, end); break;
+            case 4: columns(0, 2, &p, begin, end); break;
+            case 5: columns(1, 2, &p, begin, end); break;
+            case 6: columns(0, 3, &p, begin, end); break;
+            case 7: columns(1, 3, &p, begin, end); break;
+            case 8: columns(0, 4, &p, begin, end); break;
+            case 9: columns(1, 4, &p, begin, end); break;
         }
     }
 }

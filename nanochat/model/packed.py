@@ -9,6 +9,7 @@ writes for frozen weights.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.model.gemv import MOST_ROWS, MULTIPLE, gemv
@@ -37,14 +38,28 @@ class Packed:
         self.weight = weight.detach().contiguous()
         self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
         usable = large and weight.size(1) % MULTIPLE == 0
-        self.gemv: Callable[[Tensor, Tensor], Tensor] | None = gemv() if usable else None
+        self.gemv: Callable[..., Tensor] | None = gemv() if usable else None
 
-    def product(self, x: Tensor) -> Tensor:
-        """x · weightᵀ for x (…, in) of at most `FEW_ROWS` rows."""
-        if self.gemv and x.numel() <= MOST_ROWS * x.size(-1) and x.dtype == self.weight.dtype:
-            return self.gemv(x, self.weight)
+    def linear(self, x: Tensor, *, normed: bool = False, squared_relu: bool = False,
+               add: Tensor | None = None) -> Tensor:
+        """As `linear` below, for x of at most `FEW_ROWS` rows."""
+        alike = all(each.dtype == self.weight.dtype for each in (x, add) if each is not None)
+        if self.gemv and x.numel() <= MOST_ROWS * x.size(-1) and alike:
+            return self.gemv(x, self.weight, normed=normed, squared_relu=squared_relu, add=add)
+        return linear(x, self._product, normed=normed, squared_relu=squared_relu, add=add)
+
+    def _product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.blocks, None, "none", [], "")
         return product
+
+
+def linear(x: Tensor, product: Callable[[Tensor], Tensor], *, normed: bool = False, squared_relu: bool = False,
+           add: Tensor | None = None) -> Tensor:
+    """A product with a matrix, and what goes before and after it: an RMS norm without parameters (arXiv:1910.07467), a
+    squared ReLU (arXiv:2109.08668), something added."""
+    y = product(F.rms_norm(x, x.shape[-1:]) if normed else x)
+    y = F.relu(y).square() if squared_relu else y
+    return y if add is None else add + y
 
 
 def few_rows(x: Tensor) -> bool:

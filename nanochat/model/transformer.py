@@ -16,7 +16,7 @@ from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
 from nanochat.model.lookup import Sorted, lookup, sort_for_gradients
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
-from nanochat.model.packed import LARGE, Packed, can_pack, few_rows
+from nanochat.model.packed import LARGE, Packed, can_pack, few_rows, linear
 
 MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # of a block, but for its gate
 
@@ -63,12 +63,14 @@ class Block(nn.Module):
         self.value_gate = nn.Parameter(torch.empty(gate)) if has_value else None
         self.gate_range, self.scale = config.value_gate_range, config.query_key_scale
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        """x · weightᵀ; in fp8 only to train, so that what is evaluated is what is kept."""
+    def linear(self, x: Tensor, name: str, *, normed: bool = False, squared_relu: bool = False,
+               add: Tensor | None = None) -> Tensor:
+        """See `nanochat.model.packed.linear`; in fp8 only to train, so that what is evaluated is what is kept."""
         if self.packed and few_rows(x):
-            return self.packed[name].product(x)
-        product = fp8_linear if self.fp8 and torch.is_grad_enabled() else F.linear
-        return product(x, self.matrix(name).to(x.dtype))
+            return self.packed[name].linear(x, normed=normed, squared_relu=squared_relu, add=add)
+        kind = fp8_linear if self.fp8 and torch.is_grad_enabled() else F.linear
+        weight = self.matrix(name).to(x.dtype)
+        return linear(x, lambda rows: kind(rows, weight), normed=normed, squared_relu=squared_relu, add=add)
 
     def matrix(self, name: str) -> Tensor:
         """(out, in); queries, keys and values are one."""
@@ -89,10 +91,11 @@ class Block(nn.Module):
             x = x * residual
         if share is not None:
             x = x + start * share
-        normed = norm(x)
-        qkv = self.linear(normed, "qkv").view(*x.shape[:2], 3, -1, self.head_dim)
+        normed = None if self.value_gate is None else norm(x)
+        product = self.linear(x, "qkv", normed=True) if normed is None else self.linear(normed, "qkv")
+        qkv = product.view(*x.shape[:2], 3, -1, self.head_dim)
         query, key, value = qkv.unbind(2)  # (batch, time, head, head_dim) each
-        if self.value_gate is not None and value_embedding is not None:
+        if self.value_gate is not None and normed is not None and value_embedding is not None:
             seen = normed[..., : self.value_gate.size(1)]
             gate = self.gate_range * torch.sigmoid(F.linear(seen, self.value_gate.to(x.dtype)))
             value = value + gate[..., None] * value_embedding.to(x.dtype).view_as(value)
@@ -108,9 +111,9 @@ class Block(nn.Module):
 
     def leave(self, x: Tensor, attended: Tensor) -> Tensor:
         """The stream after attention (batch, head, time, head_dim) and MLP."""
-        x = x + self.linear(attended.transpose(1, 2).reshape(x.shape), "attention_out")
-        hidden = F.relu(self.linear(norm(x), "mlp_in")).square()
-        return x + self.linear(hidden, "mlp_out")
+        x = self.linear(attended.transpose(1, 2).reshape(x.shape), "attention_out", add=x)
+        hidden = self.linear(x, "mlp_in", normed=True, squared_relu=True)
+        return self.linear(hidden, "mlp_out", add=x)
 
 
 class Transformer(nn.Module):
@@ -278,7 +281,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped fp32 logits (…, vocab_size) of normed hidden states (…, width)."""
         if self.packed_head is not None and few_rows(hidden):
-            raw = self.packed_head.product(hidden).float()
+            raw = self.packed_head.linear(hidden).float()
         else:
             raw = F.linear(hidden, self.head.to(hidden.dtype)).float()
         # cap·tanh(raw / cap), written with exp: the CPU compiler's exp is about twice as fast as its tanh.

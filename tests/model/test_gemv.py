@@ -61,11 +61,44 @@ def test_sums_are_in_float32_and_rounded_once(product, dtype):
     assert torch.equal(product(x[:, None], weight), found[:, None])
 
 
+@settings(deadline=None)
+@given(rows=st.integers(1, MOST_ROWS), dtype=st.sampled_from(DTYPES), normed=st.booleans(), squared_relu=st.booleans(),
+       added=st.booleans(), exponent=st.integers(-4, 2))  # fmt: skip
+def test_what_goes_before_and_after_is_as_of_operations_of_their_own(
+    product, rows, dtype, normed, squared_relu, added, exponent
+):
+    """Small numbers too, where the norm's epsilon tells."""
+    generator = torch.Generator().manual_seed(rows)
+    x, weight, add = (torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, 96), (37, 96), (rows, 37)))
+    x, how = x * 10.0**exponent, {"normed": normed, "squared_relu": squared_relu}
+    found = product(x, weight, **how, add=add if added else None)
+    exact = packed.linear(x.double(), lambda rows: rows @ weight.double().T, **how)
+    if normed:  # double would have an epsilon of its own
+        inverse = (x.double().square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt()
+        exact = packed.linear(x.double() * inverse, lambda rows: rows @ weight.double().T, squared_relu=squared_relu)
+    exact = exact + add.double() if added else exact
+    assert found.dtype == dtype
+    off = (found.double() - exact).abs().max() / exact.abs().max()
+    assert off < (0.01 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding_after_the_product_is_that_of_the_operations(product, dtype):
+    """Of whole numbers, whose product is exact: then the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randint(-1, 2, (count, 96), generator=generator).to(dtype) for count in (2, 50))
+    add = torch.randn(2, 50, generator=generator).to(dtype)
+    expected = packed.linear(x, lambda rows: rows @ weight.T, squared_relu=True, add=add)
+    assert torch.equal(product(x, weight, squared_relu=True, add=add), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_no_number_stays_none(product, dtype):
     x, weight = torch.ones(1, MULTIPLE, dtype=dtype), torch.ones(3, MULTIPLE, dtype=dtype)
     weight[1, 5], weight[2, 7] = math.nan, -math.inf
     assert product(x, weight).tolist() == [[MULTIPLE, pytest.approx(math.nan, nan_ok=True), -math.inf]]
+    squared = product(x, weight, squared_relu=True).tolist()
+    assert squared == [[MULTIPLE**2, pytest.approx(math.nan, nan_ok=True), 0]]
 
 
 @pytest.mark.usefixtures("product")
@@ -87,7 +120,7 @@ def test_a_large_model_is_multiplied_by_it(monkeypatch):
     with pytest.raises(RuntimeError):
         large(many)
     with pytest.raises(RuntimeError):  # as oneDNN says it, and no reading beyond the numbers there are
-        packed.Packed(torch.ones(64, 64), large=True).product(torch.ones(1, 64, dtype=torch.bfloat16))
+        packed.Packed(torch.ones(64, 64), large=True).linear(torch.ones(1, 64, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true", "", "cc '", "cc -Dgemv=another"])

@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import compile_seconds, corpus_shards, estimate, modelled_memory, step_seconds
+from nanochat.planning.estimate import COMPILE_S, corpus_shards, estimate, modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, in_one_piece, resolve
@@ -173,7 +173,8 @@ class BudgetSearch:
         return policy
 
     def _compile_s(self) -> float:
-        return compile_seconds(self.template, self.template.base.device_batch_size, self.hardware)
+        """For the first time, as most configurations are of a width or a batch of their own."""
+        return COMPILE_S[self.hardware.device_type][0] if self.template.compile else 0.0
 
     def _reserve_s(self) -> float:
         """After the base stage: evaluating and saving it, the later stages, the report."""

@@ -16,7 +16,6 @@ IGNORE = -1  # a target that carries no loss
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 
 
-
 class Terms(NamedTuple):
     """Of a chunk of tokens."""
 

@@ -143,17 +143,17 @@ def test_val_bpb_falls_in_every_stage(undisturbed, runs):
             assert result["val_bpb"] < result["first_val_bpb"]
 
 
+def begun(runs, name, **how):
+    """The command as a process of which all that it says can be read."""
+    return subprocess.Popen(
+        command(runs, name, *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs, **how
+    )
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
-    process = subprocess.Popen(
-        command(runs, "stopped", *TINY),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=runs,
-        start_new_session=True,
-    )
+    process = begun(runs, "stopped", start_new_session=True)
     run = Run(runs / "stopped")
     try:
         wait_until(run.exists, 60)
@@ -183,14 +183,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
 @pytest.mark.timeout(200)
 def test_a_second_ctrl_c_ends_at_once_and_says_so_in_a_line(runs):
     write_plan(runs / "hung.json", [Fault("update", "hung", 4)])  # so that the first is of no avail
-    process = subprocess.Popen(
-        command(runs, "hung", *TINY),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=runs,
-        env={**os.environ, VARIABLE: str(runs / "hung.json")},
-    )
+    process = begun(runs, "hung", env={**os.environ, VARIABLE: str(runs / "hung.json")})
     run = Run(runs / "hung")
     try:
         wait_until(lambda: run.exists() and last_step(run, "base") >= 3, 120)

@@ -1,5 +1,8 @@
 """Every attention backend against one plain double-precision computation, gradients included."""
 
+from itertools import pairwise
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +10,7 @@ from torch import Tensor
 from nanochat.model.attention import (
     BACKENDS,
     Documents,
+    _is_there,
     attend,
     attend_cached,
     blocked_weights,
@@ -125,3 +129,48 @@ def test_blocked_keeps_as_many_weights_as_plans_count(time: int, window: int | N
     beside = 4 * time * 8 + time  # q, k, v, out, share
     seen = window if window and window < time else None
     assert sum(x.numel() for x in kept) - beside == blocked_weights(time, seen, dtype)
+
+
+def flash_package(unlimited: int | None) -> SimpleNamespace:
+    """What FlashAttention's packages offer, in plain computation: of (batch, time, head, head_dim), or of all rows end
+    to end, where the left of a window is how many keys before its own a query sees."""
+
+    def flash_attn_func(q, k, v, *, causal, window_size, deterministic):
+        assert causal
+        assert deterministic == torch.are_deterministic_algorithms_enabled()
+        left, right = window_size
+        assert right == 0
+        distance = torch.arange(q.size(1))[:, None] - torch.arange(k.size(1))
+        seen = (distance >= 0) & (distance <= (q.size(1) if left == unlimited else left))
+        parts = (part.transpose(1, 2) for part in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen).transpose(1, 2), None
+
+    def flash_attn_varlen_func(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **how):
+        ends = cu_seqlens_q.tolist()
+        assert cu_seqlens_k.tolist() == ends
+        assert max_seqlen_q == max_seqlen_k >= max(end - begin for begin, end in pairwise(ends))
+        rows = [flash_attn_func(*(part[None, begin:end] for part in (q, k, v)), **how)[0][0]
+                for begin, end in pairwise(ends)]  # fmt: skip
+        return torch.cat(rows), None
+
+    return SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
+
+
+@pytest.mark.parametrize("begins", [None, ((0, 2, 3, 20), (7, 11))], ids=["rows", "documents"])
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize(("backend", "unlimited"), [("flash3", -1), ("flash4", None)])
+def test_flash_packages_are_told_what_they_ask_for(monkeypatch, backend, unlimited, window, begins):
+    monkeypatch.setattr("nanochat.model.attention.import_module", lambda name: flash_package(unlimited))
+    documents = None if begins is None else Documents.of(ids_with_documents(begins, 24), bos_id=9)
+    q, k, v = (unit_rms((BATCH, HEADS, 24, HEAD_DIM), seed) for seed in range(3))
+    found, expected = (attend(q, k, v, window, name, documents) for name in (backend, "sdpa"))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_package_that_is_broken_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "broken_flash").mkdir()
+    (tmp_path / "broken_flash" / "__init__.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not _is_there("broken_flash.cute")
+    assert not _is_there("no_such_package.cute")
+    assert _is_there("torch.nn")

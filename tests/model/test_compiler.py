@@ -67,3 +67,15 @@ def test_who_has_decided_is_obeyed(tmp_path, monkeypatch):
     config.cpp.vec_isa_ok = False
     take_vector_instructions_for_granted()
     assert config.cpp.vec_isa_ok is False
+
+
+@pytest.mark.parametrize("mode", ["default", "error"])
+def test_the_compiler_is_as_deterministic_as_torch(mode):
+    before = torch.get_deterministic_debug_mode()
+    try:
+        with config.patch({"deterministic": mode == "default"}):
+            torch.set_deterministic_debug_mode(mode)
+            awake().compile_training()
+            assert config.deterministic == (mode == "error")
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.model.lookup import PART, Sorted, lookup, sort_for_gradients
+from nanochat.model.lookup import PART, Sorted, _sum_by_token, lookup, sort_for_gradients
 
 
 @given(st.data(), st.integers(1, 40))
@@ -29,10 +29,16 @@ def test_the_parts_of_all_tokens_are_all_places_of_each_once(data, vocab_size):
     assert int(parts[-1]) <= len(owners)
 
 
-def test_on_a_cpu_nothing_is_sorted_and_gradients_are_pytorchs():
+def test_on_a_cpu_nothing_is_sorted_and_rows_are_pytorchs():
     ids, table = torch.randint(9, (2, 30)), torch.randn(9, 6, requires_grad=True)
     assert sort_for_gradients(ids, 9) is None
     assert torch.equal(lookup(ids, table, torch.bfloat16, None), F.embedding(ids, table))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it can be built")
+def test_where_the_kernel_cannot_be_built_there_is_none():
+    """And PyTorch's own way is taken: this was an error in the first backward pass."""
+    assert _sum_by_token() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,12 +1,15 @@
 """Ray on this machine: started quietly, with its errors left audible."""
 
+import ctypes
 import logging
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from nanochat.errors import UserError
 from nanochat.planning.hardware import Hardware, usable_cpus
@@ -43,6 +46,10 @@ OWN = {  # of a cluster that is bound to this machine
 }
 PASSED_ON = ("NANOCHAT_BASE_DIR", "HF_ENDPOINT", "HF_TOKEN")  # to workers on other machines
 REACHABLE_S = 5.0
+POLL_S = 0.1
+LET_GO_S = 2.0  # for a thread to come back from Ray; a poll of a worker that hangs takes one second
+
+T = TypeVar("T")
 
 
 def _set(variables: dict[str, str]) -> None:
@@ -87,6 +94,38 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def beside(call: Callable[[], T], while_waiting: Callable[[], None]) -> T:
+    """What `call` returns, made in a thread of its own: Ray's long calls would take over SIGINT in the main thread.
+
+    Meanwhile `while_waiting` is called ten times a second. What it raises ends the call, as a thread that came to ask
+    Ray for something after its shutdown would end the whole process.
+
+    Raises:
+        BaseException: what `call` or `while_waiting` raised.
+    """
+    returned, raised = list[T](), list[BaseException]()
+
+    def work() -> None:
+        try:
+            returned.append(call())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            while_waiting()
+            time.sleep(POLL_S)
+    except BaseException:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        thread.join(LET_GO_S)
+        raise
+    if raised:
+        raise raised[0]
+    return returned[0]
 
 
 def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

@@ -11,8 +11,8 @@ from nanochat.run import Run
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.result import StageResult
 
-ASK_S = 7.0  # before the end workers that still train are asked to save and stop
-LEAVE_S = 5.0  # before the end those that did not are left behind: Ray takes up to three seconds to end, the report one
+ASK_S = 8.0  # before the end workers that still train are asked to save and stop
+LEAVE_S = 6.0  # before the end those that did not are left behind: Ray takes up to four seconds to end, the report one
 BEAT_S = 1.0
 
 

@@ -70,9 +70,3 @@ class _WorkerGroup(WorkerGroup):
 
 class _Controller(TrainController):
     worker_group_cls = _WorkerGroup
-
-    async def _run_control_loop_iteration(self) -> None:
-        """Ray may have been left meanwhile, by a thread that would not wait: then there is nothing to try again."""
-        if not ray.is_initialized():
-            raise RuntimeError("Ray has ended")
-        await super()._run_control_loop_iteration()

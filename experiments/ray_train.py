@@ -3,16 +3,16 @@
 import json
 import logging
 import shutil
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster import cluster, spread
+from experiments.cluster import beside, cluster, spread
 from experiments.faults import planned_faults
 from nanochat.config import TRAINED_STAGES
 from nanochat.errors import FULL_DISK, UserError
@@ -25,7 +25,6 @@ from nanochat.training.checkpoint import CheckpointStore
 MAX_IDLE_STARTS = 6  # starts of the workers in a row between which nothing new was saved
 GRACE_S = 10.0  # for a worker that Ray has given up to be gone
 HEARTBEAT_S = 2.0
-POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,12 @@ def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], 
     Raises:
         UserError: there are too few devices, no cluster at the address, or Ray gave up.
     """
-    box: list[Any] = []
     _Starts(run).path.unlink(missing_ok=True)
     with cluster(hardware, scale.address) as resources:
-        settings = _scaling(hardware, scale, resources)
-        # fit blocks and takes over SIGINT in the main thread: run elsewhere, it leaves signals and terminal to us
-        own = scale.address is None
-        thread = threading.Thread(target=_fit_into, args=(box, run, settings, own), daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                while_waiting()
-                time.sleep(POLL_S)
-        except BaseException:
-            logging.getLogger("ray.train").setLevel(logging.CRITICAL + 1)  # the thread will find that Ray has gone
-            raise
-        while_waiting()
-    (result,) = box
-    if isinstance(result, BaseException):
-        raise result
-    return Outcome(**result)
+        settings, own = _scaling(hardware, scale, resources), scale.address is None
+        outcome = Outcome(**beside(partial(_fit, run, settings, own), while_waiting))
+        while_waiting()  # to see what came last
+        return outcome
 
 
 def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> dict[str, Any]:
@@ -90,13 +75,6 @@ def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> d
         "use_gpu": use_gpu,
         "resources_per_worker": {"CPU": int(cpus) or cpus, **({"GPU": 1} if use_gpu else {})},
     }
-
-
-def _fit_into(box: list[Any], run: Run, scaling: dict[str, Any], own_cluster: bool) -> None:
-    try:
-        box.append(_fit(run, scaling, own_cluster))
-    except BaseException as error:
-        box.append(error)
 
 
 def _fit(run: Run, scaling: dict[str, Any], own_cluster: bool) -> dict[str, str]:

@@ -19,7 +19,7 @@ import psutil
 import ray.tune
 from ray.tune.search import Searcher
 
-from experiments.cluster import cluster
+from experiments.cluster import beside, cluster
 from nanochat.clock import start_clock
 from nanochat.errors import UserError
 from nanochat.events import JsonlSink, Sink
@@ -29,7 +29,6 @@ from nanochat.run import Run, Status
 from nanochat.search.decisions import Commit, Observation, Trial
 from nanochat.search.policy import BudgetPolicy
 
-POLL_S = 0.1
 MAX_DEPTH, MAX_ROWS = 1_000, 10_000  # more than there are, to tell workers apart by one number
 LEFT_SHARE = 0.1  # of the memory of a device, which a process may hold when its trial has ended
 
@@ -168,7 +167,6 @@ def tune(
     Raises:
         Exception: whatever Tune raised.
     """
-    failures: list[BaseException] = []
     each = {"CPU": max(hardware.cpu_count // slots, 1), "GPU": 1 if hardware.device_type == "cuda" else 0}
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose boxes come even at verbose=0
     with cluster(hardware):
@@ -181,20 +179,7 @@ def tune(
                 failure_config=ray.tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip
-
-        def fit() -> None:
-            try:
-                tuner.fit()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=fit, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            while_waiting()
-            time.sleep(POLL_S)
-    if failures:
-        raise failures[0]
+        beside(tuner.fit, while_waiting)
 
 
 def _resources(each: dict[str, float], settings: dict[str, Any]) -> ray.tune.PlacementGroupFactory:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from ray.cluster_utils import Cluster
 
 from experiments import cli, run_stage
 from experiments.benchmarks.chaos import small_run
+from experiments.cluster import beside
+from nanochat.errors import UserError
 from nanochat.events import StepDone, read_events
 from nanochat.run import Run
 
@@ -78,6 +81,59 @@ with cluster(Hardware("x", "cpu", 1, 2, 1, {})):
 def test_work_is_spread_over_processes_and_their_errors_come_back():
     done = subprocess.run([sys.executable, "-c", SPREAD], capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == ["too", "large", "True"], done.stdout + done.stderr
+
+
+LEAVE = """
+import ray, time
+from contextlib import suppress
+from experiments.cluster import beside, cluster
+from nanochat.planning.hardware import Hardware
+asked, ended, shutdown = [], [], ray.shutdown
+@ray.remote
+class Worker:
+    def work(self):
+        time.sleep(100)
+def ask():
+    work = Worker.remote().work.remote()
+    try:
+        while True:  # like Ray Train's controller and Tune's loop, which try again what fails
+            with suppress(Exception):
+                asked.append(ray.wait([work], timeout=0.5))
+    finally:
+        ended.append(True)
+def look():
+    if len(asked) > 2:
+        raise TimeoutError("the time is up")
+def leave():
+    print("first, ended:", bool(ended))
+    shutdown()
+ray.shutdown = leave
+try:
+    with cluster(Hardware("x", "cpu", 1, 2, 1, {})):
+        beside(ask, look)
+except TimeoutError as error:
+    print(error)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_nothing_asks_ray_when_it_is_left():
+    """A thread that went on while Ray was shut down had Ray end this process, at times, with exit code 1 and not a
+    word: a run whose time was up while it answered questions."""
+    done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[:2] == ["first, ended: True", "the time is up"], done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_what_a_call_beside_raises_is_raised():
+    assert beside(lambda: 7, lambda: None) == 7
+    with pytest.raises(UserError, match="too late"):
+        beside(partial(_fail, UserError("too late", "")), lambda: None)
+
+
+def _fail(error: Exception) -> None:
+    raise error
 
 
 def test_no_cluster_at_the_address_is_a_clear_error(tmp_path: Path, capsys):

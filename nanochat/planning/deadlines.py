@@ -4,7 +4,13 @@ from dataclasses import replace
 
 from nanochat.config import RunConfig
 from nanochat.errors import UserError
-from nanochat.planning.estimate import SECONDS_PER_QUESTION, checkpoint_bytes, estimate, step_seconds
+from nanochat.planning.estimate import (
+    SECONDS_PER_QUESTION,
+    checkpoint_bytes,
+    compile_seconds,
+    estimate,
+    step_seconds,
+)
 from nanochat.planning.hardware import Hardware
 
 CLOSING_S = {"cpu": 8.0, "cuda": 15.0}  # for Ray to end and the report to be written
@@ -22,7 +28,8 @@ def with_deadlines(
     """The configuration with a deadline for each of its trained stages.
 
     The time is divided as their iterations were; what comes before the first stage and after the last is estimated
-    and left out. Iterations become an upper bound, which the clock should reach first.
+    and left out, and compiling comes on top of the first one's. Iterations become an upper bound, which the clock
+    should reach first.
 
     Args:
         cap_s: what the whole run may take, from the start of its command.
@@ -32,18 +39,21 @@ def with_deadlines(
         UserError: there is not enough time to train anything.
     """
     stages = [(name, config.stage(name)) for name in config.trained_stages]
-    start_s = estimate(config, hardware, num_workers).prepare_s if spent_s is None else spent_s
-    seconds = cap_s - CLOSING_S[hardware.device_type] - start_s
-    if seconds < MIN_STAGE_S * len(stages):
-        needed = cap_s - seconds + MIN_STAGE_S * len(stages)
+    seconds = training_seconds(config, cap_s, hardware, num_workers, spent_s)
+    start_s = cap_s - CLOSING_S[hardware.device_type] - seconds
+    compiling_s = compile_seconds(config, stages[0][1].device_batch_size, hardware) if stages else 0.0
+    least_s = MIN_STAGE_S * len(stages) + compiling_s
+    if seconds < least_s:
+        needed = cap_s - seconds + least_s
         raise UserError(
-            f"{cap_s:.0f} s are too few: {cap_s - seconds:.0f} s go to starting, preparing the data and ending",
+            f"{cap_s:.0f} s are too few: {cap_s - seconds + compiling_s:.0f} s go to starting, preparing the data"
+            f"{', compiling' if compiling_s else ''} and ending",
             f"give at least --hours {needed / 3600:.3f}",
         )
-    steps = sum(stage.num_iterations * stage.total_batch_size for _, stage in stages)
-    changed, now = {}, start_s
+    tokens = sum(stage.num_iterations * stage.total_batch_size for _, stage in stages)
+    changed, now = {}, start_s + compiling_s
     for name, stage in stages:
-        share = seconds * stage.num_iterations * stage.total_batch_size / steps
+        share = (seconds - compiling_s) * stage.num_iterations * stage.total_batch_size / tokens
         count = max(round(share / step_seconds(config, stage, hardware, num_workers)), 1)
         every = max(round(count / max(LOOKS, share / LOOK_EVERY_S)), 1)
         now += share
@@ -56,6 +66,14 @@ def with_deadlines(
             tail_s=min(stage_tail_s(config, name, hardware.device_type), share / 3),
         )
     return replace(config, cap_s=cap_s, **changed)  # type: ignore[arg-type]
+
+
+def training_seconds(
+    config: RunConfig, cap_s: float, hardware: Hardware, num_workers: int = 1, spent_s: float | None = None
+) -> float:
+    """What a cap leaves for the trained stages, see `with_deadlines`; not above 0 where it leaves nothing."""
+    start_s = estimate(config, hardware, num_workers).prepare_s if spent_s is None else spent_s
+    return cap_s - CLOSING_S[hardware.device_type] - start_s
 
 
 def stage_tail_s(config: RunConfig, stage: str, device_type: str) -> float:

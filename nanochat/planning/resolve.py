@@ -9,8 +9,14 @@ from nanochat.errors import UserError
 from nanochat.model import ModelConfig
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
 from nanochat.optim.schedule import Schedule
-from nanochat.planning.deadlines import with_deadlines
-from nanochat.planning.estimate import modelled_memory, step_seconds, train_memory
+from nanochat.planning.deadlines import training_seconds, with_deadlines
+from nanochat.planning.estimate import (
+    compile_seconds,
+    modelled_memory,
+    modelled_step_seconds,
+    step_seconds,
+    train_memory,
+)
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.kernels import cannot_attend, choose_attention
 from nanochat.planning.memory import MemoryRecord
@@ -19,7 +25,6 @@ from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GP
 USUAL_GPU_BYTES = 40 * 10**9  # what the modes' bytes are of
 # From these on any mode may take such a share: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27).
 LARGE_GPU_BYTES, SHARE_OF_LARGE_GPU = 45 * 10**9, 0.6
-COMPILE_REPAYS_AFTER = 300  # steps of all stages together; measured on CPU, see experiments/LOG.md
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,6 @@ def resolve(
     dtype, why = choose_dtype(hardware)
     say(f"compute dtype {dtype}: {why}")
     iterations = _iterations(request, model, say)
-    compiled = _compile(request, hardware, compiler, sum(iterations[s] for s in request.stages if s in iterations), say)
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
     config = RunConfig(
         mode=request.mode,
@@ -113,13 +117,22 @@ def resolve(
         mid=stage,
         sft=stage,
         compute_dtype=dtype,
-        compile=compiled,
-        attention=attention or ("blocked" if hardware.device_type == "cpu" else "sdpa"),  # until it is chosen below
+        compile=False,  # until that is chosen below, as is attention
+        attention=attention or ("blocked" if hardware.device_type == "cpu" else "sdpa"),
     )
-    batch = _total_batch(request, size, config, iterations, hardware, say)
-    rows = _device_batch(request, size, config, batch, hardware, memory, say)
+
+    def staged(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+        batch = _total_batch(request, size, config, iterations, hardware, say)
+        rows = _device_batch(request, size, config, batch, hardware, memory, say)
+        return _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
+
     lr = request.lr_multiplier or size.lr_multiplier
-    config = _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
+    compiled = _compile(request, hardware, compiler, say)
+    if compiled is None:
+        unsaid: list[str] = []
+        as_asked = override(staged(replace(config, compile=True), unsaid.append), request.assignments)
+        compiled = _repays(as_asked, request, hardware, spent_s, say)
+    config = staged(replace(config, compile=compiled), say)
     if request.lr_multiplier is None and lr != 1:
         say(f"lr_multiplier {lr:g}: the scaling rules ask for too little at batches this small")
     if request.hours is not None:
@@ -196,8 +209,9 @@ def _iterations(request: Request, model: ModelConfig, say: Callable[[str], None]
 
 
 def _compile(
-    request: Request, hardware: Hardware, compiler: str | None, steps: int, say: Callable[[str], None]
-) -> bool:
+    request: Request, hardware: Hardware, compiler: str | None, say: Callable[[str], None]
+) -> bool | None:
+    """Whether to compile; None: if it repays."""
     if request.compile == "off":
         say("torch.compile off, as asked for")
         return False
@@ -211,10 +225,29 @@ def _compile(
     if request.compile == "on":
         say("torch.compile on, as asked for")
         return True
-    worth = steps >= COMPILE_REPAYS_AFTER
+    return None
+
+
+def _repays(
+    config: RunConfig, request: Request, hardware: Hardware, spent_s: float | None, say: Callable[[str], None]
+) -> bool:
+    """Whether compiling takes less time than training saves by it; what is trained in given hours could be more."""
+    stages = [config.stage(name) for name in config.trained_stages]
+    if not stages:
+        return False
+    plain = modelled_step_seconds(replace(config, compile=False), stages[0], hardware, request.num_workers)
+    saved = 1 - modelled_step_seconds(config, stages[0], hardware, request.num_workers) / plain
+    if request.hours is None:
+        compiled_s = sum(stage.num_iterations * step_seconds(config, stage, hardware, request.num_workers)
+                         for stage in stages)  # fmt: skip
+        plain_s = compiled_s / (1 - saved)
+    else:
+        plain_s = max(training_seconds(config, 3600 * request.hours, hardware, request.num_workers, spent_s), 0.0)
+    takes_s = compile_seconds(config, stages[0].device_batch_size, hardware)
+    worth = saved * plain_s > takes_s
     say(
-        f"torch.compile {'on' if worth else 'off'}: {steps:,} steps "
-        f"{'repay' if worth else 'would not repay'} compiling, which takes about {COMPILE_REPAYS_AFTER} steps to do"
+        f"torch.compile {'on' if worth else 'off'}: it takes about {takes_s:.0f} s and saves about "
+        f"{max(saved, 0):.0%} of the {plain_s:,.0f} s of training without"
     )
     return worth
 

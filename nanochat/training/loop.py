@@ -226,7 +226,10 @@ class _Stage:
                 self._set_pace()  # compiling is over: what is left of the time goes to even steps
             validated = step % config.eval_every == 0 or step == config.num_iterations
             if validated:
+                before_s = self.result.evaluation_s
                 self._validate()
+                if self.result.evaluation_s < before_s / 2:
+                    self._set_pace()  # the one before had compiled: less time is to be kept for the last
             if step % config.checkpoint_every == 0 and step < config.num_iterations:
                 self._save(score=self.result.val_bpb if validated else None)
         return False

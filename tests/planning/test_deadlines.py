@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nanochat.errors import UserError
 from nanochat.planning.deadlines import CLOSING_S, MIN_STAGE_S
-from nanochat.planning.estimate import estimate
+from nanochat.planning.estimate import compile_seconds, estimate
 from nanochat.planning.hardware import DATA_SHEETS, Hardware
 from nanochat.planning.resolve import Request, resolve
 
@@ -40,6 +40,10 @@ def test_the_shares_are_those_of_the_mode():
     config = resolve(Request(hours=2.0), CPU, compiler="g++").config
     spans = [config.mid.deadline_s - config.base.deadline_s, config.sft.deadline_s - config.mid.deadline_s]
     assert spans[0] / spans[1] == pytest.approx(2)  # 200 and 100 iterations
+    began = estimate(config, CPU).prepare_s
+    compiling = compile_seconds(config, config.base.device_batch_size, CPU)
+    assert compiling > 20, "which is nobody's share"
+    assert (config.base.deadline_s - began - compiling) / spans[1] == pytest.approx(5)
 
 
 def test_what_was_set_by_hand_stays():

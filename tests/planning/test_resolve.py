@@ -80,6 +80,23 @@ def test_compile_rule():
         resolved(compiler=None, compile="on")
 
 
+def test_compiling_has_to_save_more_time_than_it_takes():
+    """Of the time of the stages, not of the number of their steps: a hundred long ones repay it, a mode whose hours
+    are cut short does not."""
+    few = {"stages": ("base",), "num_iterations": 100, "total_batch_size": 4096}
+    assert not resolved(depth=1, **few).config.compile
+    assert resolved(depth=8, **few).config.compile
+    assert resolved(H200, **{**few, "total_batch_size": 524_288}).config.compile
+    assert resolved(hours=1.0).config.compile
+    cut = resolved(hours=0.02)
+    assert not cut.config.compile
+    assert any("torch.compile off: it takes about 26 s and saves about" in reason for reason in cut.reasons)
+    assert sum(reason.startswith("total_batch_size") for reason in cut.reasons) == 1, "each choice is told once"
+    assert not resolved(depth=3, **few).config.compile
+    named = resolved(depth=3, **few, assignments=("base.num_iterations=100000",))
+    assert named.config.compile, "what is set by name counts"
+
+
 def test_every_automatic_choice_has_a_reason():
     reasons = " ".join(resolved().reasons)
     for choice in (

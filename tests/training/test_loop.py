@@ -411,6 +411,20 @@ def test_a_stage_ends_before_its_deadline_evaluated_and_cooled_down(dataset, tmp
     assert all(abs(a - b) < 4 * step_s / 60 for a, b in itertools.pairwise(factors))
 
 
+def test_an_evaluation_that_compiled_keeps_no_time_from_the_steps(dataset, tmp_path):
+    stage = replace(STAGE, num_iterations=1000, deadline_s=100.0, eval_every=10, checkpoint_every=1000)
+    time, events = Timed(1.0, 20.0), []
+
+    def pass_(point: str) -> None:
+        time.pass_(point)
+        if point == "evaluation":
+            time.seconds["evaluation"] = 2.0
+
+    train(dataset, tmp_path, stage, events=events, clock=time, run_clock=time, fault=pass_)
+    assert 95 < time.now <= 100
+    assert [e for e in events if isinstance(e, StepDone)][-1].lr_factor < 0.15
+
+
 def test_resumed_before_a_deadline_it_goes_on_at_the_same_rate_and_ends_in_time(dataset, tmp_path):
     stage = replace(STAGE, num_iterations=1000, deadline_s=100.0, checkpoint_every=10)
     time, first, second = Timed(1.0, 0.5), [], []

@@ -5,6 +5,7 @@ from dataclasses import replace
 from nanochat.config import RunConfig
 from nanochat.errors import UserError
 from nanochat.planning.estimate import (
+    SAVE_BYTES_PER_S,
     SECONDS_PER_QUESTION,
     checkpoint_bytes,
     compile_seconds,
@@ -15,7 +16,7 @@ from nanochat.planning.hardware import Hardware
 
 CLOSING_S = {"cpu": 8.0, "cuda": 15.0}  # for Ray to end and the report to be written
 SAMPLES_S = 1.0
-SAVE_BYTES_PER_S = 200e6
+SLOW_DISK = 1.75  # times that a save takes as long as it is planned to
 SPARE_STEPS = 1.25  # iterations planned over those the estimate has time for, so that the clock ends a stage
 LOOKS = 5  # evaluations and checkpoints of a stage that short; there are more in a longer one
 LOOK_EVERY_S = 120.0
@@ -79,4 +80,4 @@ def training_seconds(
 def stage_tail_s(config: RunConfig, stage: str, device_type: str) -> float:
     """Seconds a stage takes after its last evaluation: saving, samples, questions."""
     asking = config.stage(stage).eval_questions * SECONDS_PER_QUESTION[device_type]
-    return SAMPLES_S + asking + checkpoint_bytes(config.model) / SAVE_BYTES_PER_S
+    return SAMPLES_S + asking + SLOW_DISK * checkpoint_bytes(config.model) / SAVE_BYTES_PER_S

@@ -15,17 +15,19 @@ from nanochat.planning.correction import Correction
 from nanochat.planning.hardware import Hardware
 
 # Shares of a GPU's measured matmul peak that a training step reaches, compiled or not; priors until a run has measured
-# better. Compiled: 0.68 at depth 12 to 0.78 at depth 20 on an H200 (LOG.md, 2026-11-27); not compiled: assumed.
-UTILISATION = {True: 0.72, False: 0.40}
-SHEET_SHARE = 0.63  # of a data sheet's peak that products reach: 0.73 on that H200; GPUs not seen yet may be worse
+# better. Compiled: 0.68 of a run of depth 14 on an H200 (LOG.md, 2026-11-27); not compiled: assumed.
+UTILISATION = {True: 0.68, False: 0.38}
+SHEET_SHARE = 0.66  # of a data sheet's peak that products reach: 0.76 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
-START_S = {"cpu": 12.0, "cuda": 25.0}  # Ray, worker and imports
-# A first step that compiles, and one that finds all of it kept from an earlier run: LOG.md, 2026-11-27.
-COMPILE_S = {"cpu": (26.0, 3.0), "cuda": (14.0, 3.0)}
+# Imports, measuring, Ray and the worker's model; on a GPU on a machine just started: LOG.md, 2026-11-27.
+START_S = {"cpu": 10.0, "cuda": 50.0}
+# A first step that compiles, and one that finds all of it kept from an earlier run (on a GPU assumed): LOG.md.
+COMPILE_S = {"cpu": (26.0, 3.0), "cuda": (24.0, 3.0)}
 TOKENIZER_CHARS_PER_S = 8e6
 TOKENISE_CHARS_PER_CPU_S = 4e6
 TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
-SECONDS_PER_QUESTION = {"cpu": 0.02, "cuda": 0.02}
+SECONDS_PER_QUESTION = {"cpu": 0.02, "cuda": 0.07}  # of a model that does not end its answers: that takes longest
+SAVE_BYTES_PER_S = 350e6  # 360 MB/s of 4.3 GB on the disk of that H200's machine
 CHARS_PER_TOKEN = 3.5
 SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
 CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
@@ -397,13 +399,14 @@ def _stage_estimate(
     evaluating = stage.eval_tokens / stage.total_batch_size * per_step / 2
     answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
     compiling = compile_seconds(config, stage.device_batch_size, hardware) if first else 0.0
+    saving = checkpoint_bytes(config.model) / SAVE_BYTES_PER_S if config.keep_checkpoints else 0.0  # the last one
     iterations = stage.num_iterations
     if stage.deadline_s is not None:
         per_step_in_all = per_step + evaluating / stage.eval_every
-        spare = stage.deadline_s - since_s - compiling - answering - evaluating
+        spare = stage.deadline_s - since_s - compiling - answering - evaluating - saving
         iterations = max(min(iterations, int(spare / per_step_in_all)), 0)
     tokens = iterations * stage.total_batch_size
-    other_s = (iterations // stage.eval_every + 1) * evaluating + answering + compiling
+    other_s = (iterations // stage.eval_every + 1) * evaluating + answering + compiling + saving
     flops = float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len)
     memory = train_memory(config, stage.device_batch_size, hardware, num_workers)
     saved = min(config.keep_checkpoints, iterations // stage.checkpoint_every + 1) + 1 + config.keep_best_checkpoint

@@ -7,6 +7,7 @@ import torch
 
 from experiments import bench
 from experiments.benchmarks import gpu
+from nanochat.model import ModelConfig, Transformer
 
 TINY = ["--depths", "1", "--seq-len", "64", "--vocab-size", "512", "--rows", "2", "4", "--seconds", "1",
         "--compile", "off"]  # fmt: skip
@@ -39,6 +40,18 @@ def test_a_part_that_fails_or_is_too_late_costs_only_itself(tmp_path, monkeypatc
     assert found["loss"]["chunked"]["ms"] > 0
     assert bench.main(["gpu", "--out", str(out), "--parts", "loss", "--minutes", "0", *TINY]) == 0
     assert json.loads(out.read_text())["loss"] == {"left out": "the time was up"}
+
+
+def test_what_is_timed_multiplies_what_training_does():
+    """No zeros, which cost a GPU less power, and tokens as frequent as in text."""
+    model = Transformer(ModelConfig.from_depth(2, 512, 64))
+    assert not model.blocks[0].mlp_out.any(), "as training begins"
+    gpu._fill_zeros(model)
+    assert all(matrix.any() for matrix in model.parameters() if matrix.ndim > 1)
+    counts = torch.bincount(gpu._zipf_ids(512, (100, 1000), "cpu").flatten(), minlength=512)
+    assert len(counts) == 512
+    assert counts[:-1].min() > 0
+    assert float(counts[:2].sum()) == pytest.approx(float(counts[2:8].sum()), rel=0.1), "as many to three times a rank"
 
 
 def test_what_does_not_fit_is_followed_by_what_may(monkeypatch):

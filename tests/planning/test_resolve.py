@@ -149,19 +149,25 @@ def test_memory_grows_with_what_it_is_made_of():
     assert checkpoint_bytes(config.model) == 4 * parameters + four.optimizer
 
 
-# Depth, rows of 2,048, gigabytes that the allocator held at most and seconds of a step of 524,288 tokens: LOG.md,
-# 2026-11-27.
 H200 = Hardware("NVIDIA H200", "cuda", 1, 16, 150_109_880_320, {"float32": 50.6e12, "bfloat16": 725e12})
-SEEN_ON_H200 = [(12, 16, 17.46, 0.998), (12, 32, 29.48, 0.940), (12, 64, 53.50, 0.911), (14, 32, 39.80, 1.327),
-                (14, 64, 72.42, 1.189), (20, 8, 31.30, 3.269), (20, 16, 47.88, 3.094),
-                (20, 64, 147.30, 2.914)]  # fmt: skip
+# Depth, rows of 2,048, gigabytes that the allocator held at most: LOG.md, 2026-11-27.
+HELD_ON_H200 = [(12, 16, 17.46), (12, 32, 29.48), (12, 64, 53.50), (14, 32, 39.80), (14, 64, 72.43), (20, 8, 31.30),
+                (20, 16, 47.88), (20, 32, 81.02), (20, 64, 147.30)]  # fmt: skip
+# Of real training by the pipeline: depth, rows, tokens of a step, the matmul peak then, seconds of a step.
+TRAINED_ON_H200 = [(12, 32, 65_536, 758e12, 0.128), (14, 64, 131_072, 754e12, 0.361), (14, 64, 524_288, 714e12, 1.393)]
 
 
-@pytest.mark.parametrize(("depth", "rows", "gigabytes", "step_s"), SEEN_ON_H200)
-def test_what_a_gpu_took_is_what_is_modelled(depth, rows, gigabytes, step_s):
+@pytest.mark.parametrize(("depth", "rows", "gigabytes"), HELD_ON_H200)
+def test_what_a_gpu_held_is_what_is_modelled(depth, rows, gigabytes):
     config = resolved(H200, depth=depth, device_batch_size=rows, total_batch_size=524_288, compile="on").config
     assert train_memory(config, rows, H200).total / 1e9 == pytest.approx(gigabytes, rel=0.005)
-    assert step_seconds(config, config.base, H200) == pytest.approx(step_s, rel=0.15)
+
+
+@pytest.mark.parametrize(("depth", "rows", "tokens", "peak", "step_s"), TRAINED_ON_H200)
+def test_what_a_gpu_took_is_what_is_modelled(depth, rows, tokens, peak, step_s):
+    hardware = replace(H200, peak_flops={"float32": 50.6e12, "bfloat16": peak})
+    config = resolved(hardware, depth=depth, device_batch_size=rows, total_batch_size=tokens, compile="on").config
+    assert step_seconds(config, config.base, hardware) == pytest.approx(step_s, rel=0.1)
 
 
 @pytest.mark.parametrize("name", DATA_SHEETS)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from nanochat.errors import UserError
@@ -52,6 +53,13 @@ LET_GO_S = 2.0  # for a thread to come back from Ray; a poll of a worker that ha
 T = TypeVar("T")
 
 
+class RayEnded(UserError):
+    """A cluster of this process's own has been ended by somebody else."""
+
+    def __init__(self) -> None:
+        super().__init__("Ray was ended from outside", "what was saved is kept, and the same command continues")
+
+
 def _set(variables: dict[str, str]) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
@@ -76,14 +84,15 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
     own = {"address": "local", "num_cpus": hardware.cpu_count, "num_gpus": gpus}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(
-            **(remote if address else own),
-            include_dashboard=None if address else False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            logging_config=ray.LoggingConfig(log_level="ERROR"),
-            log_to_driver=True,
-        )
+        with _groups_of_their_own():
+            ray.init(
+                **(remote if address else own),
+                include_dashboard=None if address else False,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                logging_config=ray.LoggingConfig(log_level="ERROR"),
+                log_to_driver=True,
+            )
     except SystemExit:  # how Ray's own handler answers a SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (ConnectionError, ValueError) as error:
@@ -96,6 +105,30 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
         ray.shutdown()
 
 
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """For Ray's processes, as its workers have: a SIGTERM to the command's group, from `timeout` or a shell, is for the
+    command to answer, which then needs Ray to save."""
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+def _check_alive() -> None:
+    """Raises RayEnded when a process has ended that this one's cluster cannot do without."""
+    import ray
+
+    node = ray._private.worker._global_node
+    ended = {kind for kind, _ in node.dead_processes()} if node else set()
+    if ended & {"gcs_server", "raylet"}:
+        raise RayEnded
+
+
 def beside(call: Callable[[], T], while_waiting: Callable[[], None]) -> T:
     """What `call` returns, made in a thread of its own: Ray's long calls would take over SIGINT in the main thread.
 
@@ -104,6 +137,7 @@ def beside(call: Callable[[], T], while_waiting: Callable[[], None]) -> T:
 
     Raises:
         BaseException: what `call` or `while_waiting` raised.
+        RayEnded: meanwhile.
     """
     returned, raised = list[T](), list[BaseException]()
 
@@ -118,6 +152,7 @@ def beside(call: Callable[[], T], while_waiting: Callable[[], None]) -> T:
     try:
         while thread.is_alive():
             while_waiting()
+            _check_alive()
             time.sleep(POLL_S)
     except BaseException:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))

@@ -25,6 +25,7 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
+from experiments.cluster import RayEnded
 from experiments.deadline import TimeIsUp, Watch, settle
 from experiments.ray_train import Outcome, Scale, fit
 from experiments.terminal import Display, show_parts, show_table
@@ -333,6 +334,8 @@ def train(
                 outcome = fit(run, hardware, scale, show_and_watch)
         except TimeIsUp:
             outcome = Outcome("done")
+        except RayEnded as error:  # whoever ends a job, like Slurm, tells all of its processes
+            outcome = Outcome("interrupted" if stop.asked else "user_error", error.message, error.hint)
         except UserError as error:
             outcome = Outcome("user_error", error.message, error.hint)
         except KeyboardInterrupt:

@@ -143,11 +143,10 @@ def test_val_bpb_falls_in_every_stage(undisturbed, runs):
             assert result["val_bpb"] < result["first_val_bpb"]
 
 
-def begun(runs, name, **how):
+def begun(runs, name, *options, **how):
     """The command as a process of which all that it says can be read."""
-    return subprocess.Popen(
-        command(runs, name, *TINY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs, **how
-    )
+    argv = command(runs, name, *TINY, *options)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runs, **how)
 
 
 @pytest.mark.ray
@@ -197,6 +196,43 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so_in_a_line(runs):
     assert "the same command continues" in output
     assert "Traceback" not in output
     assert "Error" not in output
+
+
+LONG = ("--set", "base.num_iterations=100000", "--set", "base.eval_every=100000", "--set", "base.checkpoint_every=20")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_sigterm_to_the_whole_group_is_answered_by_the_run(runs):
+    """As `timeout` and shells send it: Ray's own processes obeyed it too, and the command waited for them for a minute
+    and was aborted, its status "running"."""
+    process, run = begun(runs, "terminated", *LONG, start_new_session=True), Run(runs / "terminated")
+    try:
+        wait_until(lambda: run.exists() and last_step(run, "base") >= 3, 120)
+        os.killpg(process.pid, signal.SIGTERM)
+        output = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert run.status().state == "interrupted"
+    assert CheckpointStore(run.checkpoints("base")).newest(pytest.fail).step >= 3
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_ray_ended_from_outside_is_told_in_a_line(runs):
+    process, run = begun(runs, "bereft", *LONG), Run(runs / "bereft")
+    try:
+        wait_until(lambda: run.exists() and last_step(run, "base") >= 25, 120)
+        (raylet,) = (each for each in psutil.Process(process.pid).children() if each.name() == "raylet")
+        raylet.kill()
+        output = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 2, output
+    assert "error: Ray was ended from outside" in output
+    assert "Traceback" not in output
+    assert run.status().state == "failed"
 
 
 @pytest.mark.ray

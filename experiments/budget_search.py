@@ -94,7 +94,8 @@ class BudgetSearch:
     def _resolved(self, request: Request, attention: str | None) -> RunConfig:
         compiler = shutil.which("g++") or shutil.which("clang++")
         return resolve(
-            request, self.hardware, compiler=compiler, start_model=self.start_model, attention=attention
+            request, self.hardware, compiler=compiler, start_model=self.start_model, attention=attention,
+            cache=cache_directory(),
         ).config
 
     def _fitted(self, space: Space) -> Space:

@@ -97,8 +97,9 @@ def new_record(
         start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
     hardware = hardware or this_machine()
     compiler = shutil.which("g++") or shutil.which("clang++")
-    memory = MemoryRecord(cache_directory(), hardware.name)
-    resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, memory=memory, spent_s=spent_s)
+    cache = cache_directory()
+    resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, spent_s=spent_s, cache=cache,
+                       memory=MemoryRecord(cache, hardware.name))  # fmt: skip
     if request.storage:
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)

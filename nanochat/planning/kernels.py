@@ -1,15 +1,20 @@
 """Which attention kernel a model trains on: the fastest of those that are right here, by a short measurement."""
 
+import functools
+import hashlib
+import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.files import write_json
 from nanochat.model import ModelConfig
 from nanochat.model.attention import BACKENDS, Documents, attend, unavailable
 from nanochat.planning.hardware import Hardware
@@ -18,11 +23,19 @@ REPEATS = 10
 MOST_ROWS = 32  # more would tell nothing new
 FUSED_FROM = {"bfloat16": 4096, "float32": 2048}  # tokens of a row; on a CPU, LOG.md, 2026-11-27
 MOST_OFF = 0.05  # from PyTorch's own, relative to its largest norm: 16-bit kernels are 0.003 to 0.01 apart
+FAILS = "fails: "
 DOCUMENT_TOKENS = 512  # where attention stays within documents
+PACKAGES = ("torch", "triton", "flash-attn-3", "flash-attn-4")  # another version of one is measured anew
 
 
-def choose_attention(hardware: Hardware, model: ModelConfig, compute_dtype: str, rows: int) -> tuple[str, str]:
-    """The training backend for so many rows at a time, and the reason."""
+def choose_attention(
+    hardware: Hardware, model: ModelConfig, compute_dtype: str, rows: int, cache: Path | None = None
+) -> tuple[str, str]:
+    """The training backend for so many rows at a time, and the reason.
+
+    Args:
+        cache: directory where a GPU's measurements are kept: one takes ten seconds and more; None: nowhere.
+    """
     if hardware.device_type == "cpu":  # by a rule, so that the same command gives the same run
         whole = not model.document_attention and all(model.window(layer) is None for layer in range(model.depth))
         if whole and model.max_seq_len >= FUSED_FROM[compute_dtype]:
@@ -30,7 +43,7 @@ def choose_attention(hardware: Hardware, model: ModelConfig, compute_dtype: str,
         return "blocked", "plain products train faster than the fused CPU kernel on shorter rows and on parts of them"
     if not (hardware.measured and torch.cuda.is_available()):
         return "sdpa", "PyTorch's own choice; where there is a GPU, the fastest there is measured"
-    return _fastest_here(model, compute_dtype, min(rows, MOST_ROWS))
+    return fastest(_measured_here(hardware, model, compute_dtype, min(rows, MOST_ROWS), cache))
 
 
 def cannot_attend(hardware: Hardware, backend: str, compute_dtype: str) -> str | None:
@@ -40,11 +53,44 @@ def cannot_attend(hardware: Hardware, backend: str, compute_dtype: str) -> str |
     return unavailable(backend, torch.device(hardware.device_type), getattr(torch, compute_dtype))
 
 
-@cache
-def _fastest_here(model: ModelConfig, compute_dtype: str, rows: int) -> tuple[str, str]:
-    chosen = fastest(attention_ms(model, rows, getattr(torch, compute_dtype), torch.device("cuda")))
+def _measured_here(
+    hardware: Hardware, model: ModelConfig, compute_dtype: str, rows: int, cache: Path | None
+) -> dict[str, float | str]:
+    """What `attention_ms` comes to on this GPU, unless that is known: then what it came to."""
+    key = {
+        "hardware": hardware.name,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "model": asdict(model),
+        "compute_dtype": compute_dtype,
+        "rows": rows,
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    kept = cache / "attention" / f"{name}.json" if cache else None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if kept:
+            return dict(json.loads(kept.read_bytes())["milliseconds"])
+    found = _measured_now(model, compute_dtype, rows)
+    failed = any(str(ms).startswith(FAILS) for ms in found.values())  # which a GPU that others use too may make it do
+    if kept and not failed:
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, {**key, "milliseconds": found})
+    return found
+
+
+@functools.cache
+def _measured_now(model: ModelConfig, compute_dtype: str, rows: int) -> dict[str, float | str]:
+    """Once in a process."""
+    found = attention_ms(model, rows, getattr(torch, compute_dtype), torch.device("cuda"))
     torch.cuda.empty_cache()  # for the worker that is to train
-    return chosen
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def fastest(measured: dict[str, float | str]) -> tuple[str, str]:
@@ -76,7 +122,7 @@ def attention_ms(model: ModelConfig, rows: int, dtype: torch.dtype, device: torc
             found[backend] = wrong or sum(_milliseconds(backend, case) * windows.count(window)
                                           for window, case in cases.items())  # fmt: skip
         except Exception as error:  # a kernel that fails on this machine is one that is not there
-            found[backend] = f"fails: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:80]}"
+            found[backend] = f"{FAILS}{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:80]}"
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, override
@@ -77,6 +78,7 @@ def resolve(
     memory: MemoryRecord | None = None,
     spent_s: float | None = None,
     attention: str | None = None,
+    cache: Path | None = None,
 ) -> Resolved:
     """The configuration of a request on some hardware.
 
@@ -85,6 +87,7 @@ def resolve(
         start_model: architecture of the checkpoint the run starts from.
         memory: what earlier runs found to fit.
         attention: training backend; None: chosen here, on a GPU by a measurement.
+        cache: directory where measurements are kept; None: nowhere.
         spent_s: of the request's hours, when its first stage begins; None: as long as preparing is estimated to take.
 
     Raises:
@@ -143,7 +146,7 @@ def resolve(
     if attention is None and not any(each.partition("=")[0].strip() == "attention" for each in request.assignments):
         trained = config.trained_stages
         rows = config.stage(trained[0]).device_batch_size if trained else 1
-        attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows)
+        attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows, cache)
         config = replace(config, attention=attention)
         say(f"attention {attention}: {why}")
     elif reason := cannot_attend(hardware, config.attention, config.compute_dtype):

@@ -33,6 +33,40 @@ def test_a_cpu_fuses_long_whole_rows(dtype, tokens, pattern, documents, backend)
     assert choose_attention(CPU, model, dtype, rows=4)[0] == backend
 
 
+def test_a_gpu_is_measured_once(monkeypatch, tmp_path):
+    """Not in each command: it takes ten seconds and more. Anew with another torch, model or number of rows, and where
+    a kernel has failed, for which the next time may be better."""
+    asked = []
+
+    def attention_ms(model, rows, dtype, device):
+        asked.append(rows)
+        failing = {"flex": "fails: OutOfMemoryError"} if rows == 7 else {}
+        return {"sdpa": 3.0, "varlen": 2.0, **failing}
+
+    def choose(rows=4, model=MODEL):
+        kernels._measured_now.cache_clear()  # as in another process
+        return choose_attention(gpu, model, "bfloat16", rows, tmp_path)
+
+    gpu = replace(DATA_SHEETS["h100"], measured=True)
+    monkeypatch.setattr(kernels, "attention_ms", attention_ms)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert choose() == choose()
+    assert choose()[0] == "varlen"
+    assert asked == [4]
+    choose(rows=5)
+    choose(model=replace(MODEL, document_attention=True))
+    assert asked == [4, 5, 4]
+    monkeypatch.setattr(kernels, "_version", lambda package: "99")
+    choose()
+    choose(rows=7)
+    choose(rows=7)
+    assert asked == [4, 5, 4, 4, 7, 7]
+    for kept in tmp_path.glob("attention/*.json"):
+        kept.write_text("{")
+    assert choose()[0] == "varlen", "what cannot be read is measured"
+
+
 def test_every_backend_is_measured_or_says_why_not():
     found = attention_ms(MODEL, 2, torch.float32, torch.device("cpu"))
     assert found.keys() == set(BACKENDS)

@@ -250,7 +250,8 @@ class BudgetSearch:
     def _request(self, config: Config) -> Request:
         most = config.total_batch_size // (self.template.model.max_seq_len * self.request.num_workers)
         settings = {name: math.gcd(int(value), most) for name, value in config.settings.items()}  # device_batch_size
-        asked = replace(self.request, total_batch_size=config.total_batch_size, **settings)
+        asked = replace(self.request, total_batch_size=config.total_batch_size, **settings,
+                        compile="on" if self.template.compile else "off")  # fmt: skip
         if self.stage == "base":
             return replace(asked, depth=config.depth, lr_multiplier=config.lr_multiplier)
         chosen = (f"{self.stage}.lr_multiplier={config.lr_multiplier:g}",
@@ -267,8 +268,8 @@ class BudgetSearch:
     def outlook(self, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The final run as it would be without any trial."""
         chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
-        config, record = new_record(self._request(chosen), runs_dir, self.hardware, self.policy.overheads.final_s)
-        config = self._as_searched(config)
+        begin_s = self.policy.overheads.final_s - self._compile_s()  # compiling is of the stage
+        config, record = self._new_record(self._request(chosen), runs_dir, begin_s)
         return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
 
     def adopt(
@@ -308,12 +309,21 @@ class BudgetSearch:
     ) -> tuple[RunConfig, dict[str, Any]]:
         choice = {"config": asdict(chosen), "why": why, "at_s": now_s, **predicted}
         write_json(self.run.directory / "search" / "commit.json", choice)
-        config, record = new_record(request, runs_dir, self.hardware, begin_s)
+        config, record = self._new_record(request, runs_dir, begin_s)
         reason = (
             f"depth {chosen.depth}, total_batch_size {chosen.total_batch_size:,}, lr_multiplier "
             f"{chosen.lr_multiplier:.2g}: {why}"
         )
-        return self._as_searched(config), {**record, "reasons": [reason, *record["reasons"]]}
+        return config, {**record, "reasons": [reason, *record["reasons"]]}
+
+    def _new_record(
+        self, request: Request, runs_dir: Path, begin_s: float | None
+    ) -> tuple[RunConfig, dict[str, Any]]:
+        config, record = new_record(request, runs_dir, self.hardware, begin_s)
+        if self.request.compile == "auto":
+            told = f"torch.compile {request.compile}: as in all of this search"
+            record["reasons"] = [told if each.startswith("torch.compile") else each for each in record["reasons"]]
+        return self._as_searched(config), record
 
     # --- what is remembered -----------------------------------------------------------------------------------------
 

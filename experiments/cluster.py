@@ -119,21 +119,20 @@ def _groups_of_their_own() -> Iterator[None]:
         services.ConsolePopen = popen
 
 
-def _check_alive() -> None:
-    """Raises RayEnded when a process has ended that this one's cluster cannot do without."""
+def is_alive() -> bool:
+    """Whether the processes run that this one's cluster cannot do without, if it has one."""
     import ray
 
     node = ray._private.worker._global_node
     ended = {kind for kind, _ in node.dead_processes()} if node else set()
-    if ended & {"gcs_server", "raylet"}:
-        raise RayEnded
+    return not ended & {"gcs_server", "raylet"}
 
 
 def beside(call: Callable[[], T], while_waiting: Callable[[], None]) -> T:
     """What `call` returns, made in a thread of its own: Ray's long calls would take over SIGINT in the main thread.
 
-    Meanwhile `while_waiting` is called ten times a second. What it raises ends the call, as a thread that came to ask
-    Ray for something after its shutdown would end the whole process.
+    Meanwhile `while_waiting` is called ten times a second, and once when it has ended. What it raises ends the call, as
+    soon as that comes back from Ray: a thread that asked Ray for something after its shutdown could end this process.
 
     Raises:
         BaseException: what `call` or `while_waiting` raised.
@@ -151,16 +150,25 @@ def beside(call: Callable[[], T], while_waiting: Callable[[], None]) -> T:
     thread.start()
     try:
         while thread.is_alive():
+            if not is_alive():
+                raise RayEnded
             while_waiting()
-            _check_alive()
             time.sleep(POLL_S)
+        while_waiting()
     except BaseException:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        thread.join(LET_GO_S)
+        _end(thread)
         raise
     if raised:
         raise raised[0]
     return returned[0]
+
+
+def _end(thread: threading.Thread) -> None:
+    """Raise SystemExit in a thread until it has ended, or is not coming back from Ray for a while."""
+    until = time.monotonic() + LET_GO_S
+    while thread.is_alive() and time.monotonic() < until:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        thread.join(POLL_S)
 
 
 def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

@@ -56,9 +56,7 @@ def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], 
     _Starts(run).path.unlink(missing_ok=True)
     with cluster(hardware, scale.address) as resources:
         settings, own = _scaling(hardware, scale, resources), scale.address is None
-        outcome = Outcome(**beside(partial(_fit, run, settings, own), while_waiting))
-        while_waiting()  # to see what came last
-        return outcome
+        return Outcome(**beside(partial(_fit, run, settings, own), while_waiting))
 
 
 def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import psutil
 import ray.tune
 from ray.tune.search import Searcher
 
-from experiments.cluster import beside, cluster
+from experiments.cluster import beside, cluster, is_alive
 from nanochat.clock import start_clock
 from nanochat.errors import UserError
 from nanochat.events import JsonlSink, Sink
@@ -89,7 +89,7 @@ class PolicySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         with self.lock:
-            if self.closed:
+            if self.closed or (error and not is_alive()):
                 return
             self.worn += not (result or {}).get("released", True)
             came = result if result and not error else {"error": "the worker died"}

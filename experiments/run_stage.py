@@ -205,7 +205,9 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
     new_stages = [stage for stage in request.stages if stage not in stored.stages]
     if new_stages and not any(_has_checkpoints(run, stage) for stage in new_stages if stage in TRAINED_STAGES):
         hardware = run.hardware(record)
-        fresh = resolve(request, hardware, compiler=shutil.which("g++"), start_model=config.model).config
+        as_it_is = replace(request, compile="on" if config.compile else "off")
+        fresh = resolve(as_it_is, hardware, compiler=shutil.which("g++"), start_model=config.model,
+                        attention=config.attention).config  # fmt: skip
         same = replace(request, stages=stored.stages, num_iterations=stored.num_iterations)
         differences = stored.differences(same)
         config = replace(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nanochat.config import RunConfig
+from nanochat.config import RunConfig, StageConfig
 from nanochat.errors import UserError
 from nanochat.planning.estimate import (
     SAVE_BYTES_PER_S,
@@ -14,13 +14,14 @@ from nanochat.planning.estimate import (
 )
 from nanochat.planning.hardware import Hardware
 
-CLOSING_S = {"cpu": 8.0, "cuda": 15.0}  # for Ray to end and the report to be written
+CLOSING_S = {"cpu": 9.0, "cuda": 15.0}  # for Ray to end and the report to be written
 SAMPLES_S = 1.0
 SLOW_DISK = 1.75  # times that a save takes as long as it is planned to
 SPARE_STEPS = 1.25  # iterations planned over those the estimate has time for, so that the clock ends a stage
 LOOKS = 5  # evaluations and checkpoints of a stage that short; there are more in a longer one
 LOOK_EVERY_S = 120.0
 MIN_STAGE_S = 5.0
+MOST_ON_COMPILING = 0.5  # of what there is for training
 
 
 def with_deadlines(
@@ -42,19 +43,19 @@ def with_deadlines(
     stages = [(name, config.stage(name)) for name in config.trained_stages]
     seconds = training_seconds(config, cap_s, hardware, num_workers, spent_s)
     start_s = cap_s - CLOSING_S[hardware.device_type] - seconds
-    compiling_s = compile_seconds(config, stages[0][1].device_batch_size, hardware) if stages else 0.0
-    least_s = MIN_STAGE_S * len(stages) + compiling_s
-    if seconds < least_s:
-        needed = cap_s - seconds + least_s
+    if seconds < MIN_STAGE_S * len(stages):
+        needed = cap_s - seconds + MIN_STAGE_S * len(stages)
         raise UserError(
-            f"{cap_s:.0f} s are too few: {cap_s - seconds + compiling_s:.0f} s go to starting, preparing the data"
-            f"{', compiling' if compiling_s else ''} and ending",
+            f"{cap_s:.0f} s are too few: {cap_s - seconds:.0f} s go to starting, preparing the data and ending",
             f"give at least --hours {needed / 3600:.3f}",
         )
+    compiling_s = compile_seconds(config, stages[0][1].device_batch_size, hardware) if stages else 0.0
+    compiling_s = min(compiling_s, MOST_ON_COMPILING * seconds)
     tokens = sum(stage.num_iterations * stage.total_batch_size for _, stage in stages)
-    changed, now = {}, start_s + compiling_s
+    changed, now = dict[str, StageConfig](), start_s
     for name, stage in stages:
         share = (seconds - compiling_s) * stage.num_iterations * stage.total_batch_size / tokens
+        share += 0.0 if changed else compiling_s  # which steps take where nothing is left to compile
         count = max(round(share / step_seconds(config, stage, hardware, num_workers)), 1)
         every = max(round(count / max(LOOKS, share / LOOK_EVERY_S)), 1)
         now += share

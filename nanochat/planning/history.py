@@ -14,7 +14,7 @@ from nanochat.planning.estimate import Plan, modelled_memory, modelled_step_seco
 from nanochat.planning.hardware import Hardware, Training
 
 MOST_KEPT = 300
-MODELS = 4  # of time and memory, beside which trainings are kept: raise it when they change
+MODELS = 5  # of time and memory, beside which trainings are kept: raise it when they change
 LEAST_STEPS, LEAST_S = 50, 10.0  # of a training that tells anything
 CALIBRATION = "calibration"  # how the name begins that a calibration has in place of a run's directory
 

@@ -25,6 +25,7 @@ FUSED_FROM = {"bfloat16": 4096, "float32": 2048}  # tokens of a row; on a CPU, L
 MOST_OFF = 0.05  # from PyTorch's own, relative to its largest norm: 16-bit kernels are 0.003 to 0.01 apart
 FAILS = "fails: "
 DOCUMENT_TOKENS = 512  # where attention stays within documents
+KERNELS = 1  # how they are called and compared: raise it when that changes, and GPUs are measured anew
 PACKAGES = ("torch", "triton", "flash-attn-3", "flash-attn-4")  # another version of one is measured anew
 
 
@@ -59,6 +60,7 @@ def _measured_here(
     """What `attention_ms` comes to on this GPU, unless that is known: then what it came to."""
     key = {
         "hardware": hardware.name,
+        "kernels": [KERNELS, *BACKENDS],
         "versions": {name: _version(name) for name in PACKAGES},
         "model": asdict(model),
         "compute_dtype": compute_dtype,

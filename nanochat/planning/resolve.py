@@ -134,7 +134,10 @@ def resolve(
     if compiled is None:
         unsaid: list[str] = []
         as_asked = override(staged(replace(config, compile=True), unsaid.append), request.assignments)
-        compiled = _repays(as_asked, request, hardware, spent_s, say)
+        if _is_set("compile", request):
+            compiled = as_asked.compile
+        else:
+            compiled = _repays(as_asked, request, hardware, spent_s, say)
     config = staged(replace(config, compile=compiled), say)
     if request.lr_multiplier is None and lr != 1:
         say(f"lr_multiplier {lr:g}: the scaling rules ask for too little at batches this small")
@@ -143,7 +146,7 @@ def resolve(
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)  # before anything is measured for it
-    if attention is None and not any(each.partition("=")[0].strip() == "attention" for each in request.assignments):
+    if attention is None and not _is_set("attention", request):
         trained = config.trained_stages
         rows = config.stage(trained[0]).device_batch_size if trained else 1
         attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows, cache)
@@ -211,6 +214,10 @@ def _iterations(request: Request, model: ModelConfig, say: Callable[[str], None]
     return iterations
 
 
+def _is_set(name: str, request: Request) -> bool:
+    return any(each.partition("=")[0].strip() == name for each in request.assignments)
+
+
 def _compile(
     request: Request, hardware: Hardware, compiler: str | None, say: Callable[[str], None]
 ) -> bool | None:
@@ -250,7 +257,7 @@ def _repays(
     worth = saved * plain_s > takes_s
     say(
         f"torch.compile {'on' if worth else 'off'}: it takes about {takes_s:.0f} s and saves about "
-        f"{max(saved, 0):.0%} of the {plain_s:,.0f} s of training without"
+        f"{max(saved, 0):.0%} of the {plain_s:,.0f} s of training without it"
     )
     return worth
 

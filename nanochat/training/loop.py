@@ -136,6 +136,7 @@ class _Stage:
         self.saved_step = self.position.step if resumed else -1
         self.pace = Pace(config.num_iterations)
         self.step_s = 0.0  # what the next step should take
+        self.evaluations = 0  # in this process
 
     def _position_of(self, checkpoint: Checkpoint | None) -> Position:
         return Position(**checkpoint.state["position"]) if checkpoint else Position(self.config.device_batch_size)
@@ -226,10 +227,9 @@ class _Stage:
                 self._set_pace()  # compiling is over: what is left of the time goes to even steps
             validated = step % config.eval_every == 0 or step == config.num_iterations
             if validated:
-                before_s = self.result.evaluation_s
                 self._validate()
-                if self.result.evaluation_s < before_s / 2:
-                    self._set_pace()  # the one before had compiled: less time is to be kept for the last
+                if self.evaluations == 2:
+                    self._set_pace()  # the first one may have compiled: less time is to be kept for the last
             if step % config.checkpoint_every == 0 and step < config.num_iterations:
                 self._save(score=self.result.val_bpb if validated else None)
         return False
@@ -352,6 +352,7 @@ class _Stage:
         self.around.fault("evaluation")
         seconds = self.around.clock() - start
         self.position = replace(self.position, validated_step=self.position.step)
+        self.evaluations += 1
         self.result.evaluation_s = seconds
         self.result.other_s += seconds
         if self.position.step == 0:

@@ -87,6 +87,20 @@ def test_a_given_depth_is_kept_and_a_batch_space_varies_the_batch(tmp_path):
     assert {config.depth for config in fixed.policy._grid(600, 1.0)} == {fixed.template.model.depth}
 
 
+@pytest.mark.parametrize("hours", [0.05, 0.2, 2.0])
+def test_what_the_plan_shows_is_what_would_be_committed_to(tmp_path, hours):
+    """Without trials: the same iterations, compiled as all of the search is, whatever the final run alone would do."""
+    search = search_of(tmp_path / "r", hours)
+    shown, record = search.outlook(tmp_path)
+    chosen = search.policy.best(search.policy.final_seconds(0.0), search.policy.device.final_devices)
+    (search.run.directory / "search").mkdir(parents=True)
+    committed, _ = search.commit(Commit(chosen, search.policy.final_seconds(0.0), "because"), 0.0, tmp_path)
+    assert committed.base == shown.base
+    assert committed.compile == shown.compile == search.template.compile
+    told = [reason for reason in record["reasons"] if reason.startswith("torch.compile")]
+    assert told == [f"torch.compile {'on' if shown.compile else 'off'}: as in all of this search"]
+
+
 def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     search = search_of(tmp_path / "runs" / "budget", 1.0, seed=3)

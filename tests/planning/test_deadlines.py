@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import UserError
-from nanochat.planning.deadlines import CLOSING_S, MIN_STAGE_S
-from nanochat.planning.estimate import compile_seconds, estimate
+from nanochat.planning.deadlines import CLOSING_S, MIN_STAGE_S, with_deadlines
+from nanochat.planning.estimate import compile_seconds, estimate, step_seconds
 from nanochat.planning.hardware import DATA_SHEETS, Hardware
 from nanochat.planning.resolve import Request, resolve
 
@@ -43,7 +43,17 @@ def test_the_shares_are_those_of_the_mode():
     began = estimate(config, CPU).prepare_s
     compiling = compile_seconds(config, config.base.device_batch_size, CPU)
     assert compiling > 20, "which is nobody's share"
+    most = 1.25 * (config.base.deadline_s - began) / step_seconds(config, config.base, CPU)
+    assert config.base.num_iterations == pytest.approx(most, rel=0.01), "what was compiled before leaves more to train"
     assert (config.base.deadline_s - began - compiling) / spans[1] == pytest.approx(5)
+
+
+def test_a_trial_too_short_to_compile_is_not_refused():
+    """Trials compile if their search does, and find it done by earlier ones."""
+    config = resolve(Request(stages=("base",), compile="on"), CPU, compiler="g++").config
+    trial = with_deadlines(config, 8.0 + CLOSING_S["cpu"], CPU, spent_s=0.0)
+    assert trial.base.deadline_s == pytest.approx(8.0)
+    assert trial.base.num_iterations >= 8.0 / step_seconds(config, config.base, CPU)
 
 
 def test_what_was_set_by_hand_stays():

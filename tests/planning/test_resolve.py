@@ -95,6 +95,10 @@ def test_compiling_has_to_save_more_time_than_it_takes():
     assert not resolved(depth=3, **few).config.compile
     named = resolved(depth=3, **few, assignments=("base.num_iterations=100000",))
     assert named.config.compile, "what is set by name counts"
+    for value in ("true", "false"):
+        told = resolved(depth=3, **few, assignments=(f"compile={value}",))
+        assert told.config.compile == (value == "true")
+        assert not any("torch.compile" in reason for reason in told.reasons), "nobody has estimated that"
 
 
 def test_every_automatic_choice_has_a_reason():

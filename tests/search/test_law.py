@@ -57,7 +57,6 @@ def test_what_was_put_in_is_found_again(seed):
     assert abs(mean[0] - predict(truth, target, PUBLISHED)[0]) < 4 * sd[0]
     x0 = NAMES.index("x0")
     assert abs(found.theta[x0] - truth[x0]) < 4 * np.sqrt(found.covariance[x0, x0]) + 0.2
-    assert found.covariance[x0, x0] < SD[x0] ** 2
 
 
 def test_most_worlds_tell_where_their_best_learning_rate_is():

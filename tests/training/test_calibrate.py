@@ -15,6 +15,7 @@ def test_what_ray_takes_of_a_step_is_counted(monkeypatch):
     config = resolve(request, CPU, compiler=None).config
     timed = StageResult("base", iterations=101, tokens=101 * 1024, train_s=11.0, first_step_s=1.0,
                         tokens_per_second=10_240.0, peak_memory_bytes=10**9)  # fmt: skip
+    monkeypatch.setattr(module, "prepare_process", lambda: None)  # which is of the whole process
     monkeypatch.setattr(module, "train_stage", lambda *arguments: timed)
 
     def found(times: float):

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.session import new_record, start_checkpoint
+from experiments.preparation import new_record, start_checkpoint
 from nanochat.config import TINYWORLD, RunConfig, from_dict
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli
-from experiments.ray_train import Scale
-from experiments.session import (
+from experiments.preparation import (
     CALIBRATION_S,
     CHAT_HELP,
-    begin,
     calibrated,
     check_hub,
     hardware_to_plan_for,
@@ -31,8 +29,9 @@ from experiments.session import (
     named_run,
     new_record,
     show_plan,
-    train,
 )
+from experiments.ray_train import Scale
+from experiments.session import begin, train
 from experiments.terminal import make_console
 from experiments.wandb_log import MODES as WANDB_MODES
 from experiments.wandb_log import check_wandb

@@ -27,7 +27,7 @@ import torch
 
 from experiments import cli
 from experiments.compare import compare
-from experiments.session import named_run
+from experiments.preparation import named_run
 from experiments.terminal import make_console, show_parts, show_table
 from experiments.watch import watch
 from nanochat.clock import read_clock

@@ -1,22 +1,11 @@
-"""One run from its plan to its summary: what run_stage.py and tune_budget.py share."""
+"""One run from its start to its summary: what run_stage.py and tune_budget.py share."""
 
-import argparse
-import platform
-import re
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from multiprocessing import get_context
-from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -27,249 +16,34 @@ from rich.markup import escape
 
 from experiments.cluster import RayEnded
 from experiments.deadline import TimeIsUp, Watch, settle
+from experiments.preparation import check_hub
 from experiments.ray_train import Outcome, Scale, fit
 from experiments.terminal import Display, show_parts, show_table
 from experiments.wandb_log import WAIT_S, WandbLog
 from nanochat.clock import RunClock, start_clock
-from nanochat.config import PUBLIC, STAGES, TINYWORLD, RunConfig, from_dict, usual_chat
-from nanochat.corpora import CORPORA
-from nanochat.data.chats import CHAT_STAGES, check_chat, missing
-from nanochat.data.documents import find_documents, read_documents
-from nanochat.data.hub import check_reachable, missing_bytes
-from nanochat.data.mixture_rows import check_datasets
-from nanochat.data.sources import cache_directory, corpus_directory
+from nanochat.config import STAGES, RunConfig
+from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.events import Follower, StageFinished
 from nanochat.figures import warm_up
-from nanochat.inference.load import newest_checkpoint
-from nanochat.interchange.bring_in import find_model
-from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
-from nanochat.planning.estimate import Plan, corpus_shards, estimate, text_download_bytes
-from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
+from nanochat.model import train_flops_per_token
+from nanochat.planning.estimate import corpus_shards
+from nanochat.planning.hardware import Hardware
 from nanochat.planning.history import History, finished_stages
-from nanochat.planning.memory import MemoryRecord
-from nanochat.planning.resolve import Request, resolve
 from nanochat.report import (
     conversation,
-    cost_reasons,
-    duration,
-    gigabytes,
-    plan_table,
     score_table,
     stage_table,
     write_report,
 )
 from nanochat.report_parts import Figure, Table, Text
 from nanochat.run import Run, Status
-from nanochat.training.calibrate import calibrate
-from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from nanochat.training.storage import inside
-
-CALIBRATION_S = 20.0
-CHAT_HELP = "conversations: tinyworld (built in), public (of the hub), or your own .jsonl (default: what suits --data)"
-PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
-
-
-def named_run(name: str, runs_dir: Path) -> Run:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"{name!r} cannot be the name of a run", "use letters, digits, - and _")
-    run = Run((runs_dir / name).absolute())
-    if run.directory.exists() and not run.directory.is_dir():
-        raise UserError(f"{run.directory} is a file", "choose another --name")
-    return run
-
-
-def new_record(
-    request: Request, runs_dir: Path, hardware: Hardware | None = None, spent_s: float | None = None
-) -> tuple[RunConfig, dict[str, Any]]:
-    """The configuration of a new run, and the rest of its run.json. Everything that can be wrong is found here.
-
-    Args:
-        hardware: as detected before, or not this machine's, to plan for; None: detected now.
-        spent_s: see `resolve`.
-    """
-    check_data(request.data)
-    check_conversations(request.chat, request.stages)
-    start_model, start = None, {}
-    if request.start_from:
-        checkpoint, tokenizer = start_checkpoint(request.start_from, runs_dir)
-        start_model = from_dict(ModelConfig, checkpoint.state["model"])
-        start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
-    hardware = hardware or this_machine()
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    cache = cache_directory()
-    resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, spent_s=spent_s, cache=cache,
-                       memory=MemoryRecord(cache, hardware.name))  # fmt: skip
-    if request.storage:
-        CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
-    config = replace(resolved.config, **start, storage=request.storage)
-    plan = estimate(config, hardware, request.num_workers)
-    if hardware.measured:
-        plan = _with_what_is_there(plan, config)
-    free = shutil.disk_usage(_existing_parent(runs_dir)).free
-    if hardware.measured and plan.disk_bytes > free:
-        raise UserError(
-            f"the run needs about {plan.disk_bytes / GIB:.1f} GiB of disk and {runs_dir} has {free / GIB:.1f} GiB free",
-            "make room, choose another --runs-dir, or --set keep_checkpoints=1",
-        )
-    return config, {
-        "request": asdict(request),
-        "plan": asdict(plan),
-        "reasons": list(resolved.reasons),
-        "hardware": asdict(hardware),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "git_commit": _git_commit(),
-        "command": shlex.join(sys.argv),
-    }
-
-
-def this_machine(*, fresh: bool = False) -> Hardware:
-    """As it is measured now and, unless `fresh`, what was trained on it before."""
-    hardware = detect_hardware()
-    return hardware if fresh else History(cache_directory(), hardware.name).known_of(hardware)
-
-
-def calibrated(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> Hardware:
-    """The hardware of a record, after some seconds of training what it is about. Raises UserError where that fails."""
-    if not config.trained_stages:
-        raise UserError("the tokenizer alone needs no calibration", "leave --calibrate out")
-    hardware = run.hardware(record)
-    console.print(f"[dim]training for {CALIBRATION_S:.0f} s, to measure the speed[/dim]")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        try:
-            found = process.submit(calibrate, config, hardware, CALIBRATION_S).result()
-        except BrokenProcessPool:
-            raise UserError("calibrating died, most likely for want of memory", "lower --device-batch-size") from None
-    history = History(cache_directory(), hardware.name)
-    history.add([found])
-    return history.known_of(hardware)
-
-
-def hardware_to_plan_for(args: argparse.Namespace) -> Hardware | None:
-    """What --hardware names. Raises UserError where it does not go with --plan."""
-    if args.hardware is None:
-        return None
-    if not args.plan:
-        raise UserError("--hardware is for plans: training runs on the machine at hand", "add --plan")
-    hardware = named_hardware(args.hardware, args.num_workers)
-    return History(cache_directory(), hardware.name).known_of(hardware) if hardware.measured else hardware
+from nanochat.training.checkpoint import CheckpointStore
 
 
 def begin(run: Run) -> RunClock:
     """Start the run's clock, which counts from the start of this process."""
     return start_clock(run.clock_path, psutil.Process().create_time())
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _with_what_is_there(plan: Plan, config: RunConfig) -> Plan:
-    """The same plan without the downloads that were made before. Raises UserError when the others do not fit."""
-    corpus = CORPORA.get(config.data)
-    if corpus is None:
-        return plan
-    cache = cache_directory()
-    needed = [*range(corpus_shards(config)), *([corpus.validation] if "base" in config.trained_stages else [])]
-    missing_text = missing_bytes(corpus, needed, corpus_directory(corpus, cache))
-    plan = replace(plan, download_bytes=plan.download_bytes - text_download_bytes(config) + missing_text)
-    free, total = shutil.disk_usage(_existing_parent(cache)).free, plan.download_bytes + plan.prepare_disk_bytes
-    if plan.download_bytes and total > free:
-        raise UserError(
-            f"{corpus.name} needs about {total / GIB:.1f} GiB of disk ({total:,} bytes: {len(needed)} shards and their "
-            f"tokens) and {cache} has {free / GIB:.1f} GiB free ({free:,} bytes)",
-            "make room, set NANOCHAT_BASE_DIR to a larger disk, or train for fewer iterations",
-        )
-    return plan
-
-
-def named_data(text: str) -> str:
-    """What --data stands for: the name of built-in data or of a corpus, or else an absolute path."""
-    return text if text == TINYWORLD or text in CORPORA else str(Path(text).absolute())
-
-
-def check_hub(data: str, shards: int = 1) -> None:
-    """Where that many training shards of a corpus, or its validation shard, are still to come: ask for them now.
-
-    Raises UserError, within seconds, where they cannot be had.
-    """
-    if corpus := CORPORA.get(data):
-        check_reachable(corpus, [*range(shards), corpus.validation], corpus_directory(corpus, cache_directory()))
-
-
-def check_data(data: str) -> None:
-    """Read the beginning of the user's data now, rather than minutes later in a worker."""
-    if data == TINYWORLD or data in CORPORA:
-        return
-    if not Path(data).exists() and "/" not in data.removeprefix(str(Path.cwd()) + "/"):
-        raise UserError(
-            f"--data {Path(data).name}: there is no such file or folder, and no such built-in data",
-            f"give a path to .txt, .jsonl or .parquet text, or --data {TINYWORLD}, {', '.join(CORPORA)}",
-        )
-    for file in find_documents(Path(data)):
-        next(read_documents([file]), None)
-
-
-def named_chat(asked: str | None, data: str) -> str:
-    """The conversations that --chat names, or the usual ones of the data."""
-    if asked is None:
-        return usual_chat(data)
-    return asked if asked in (TINYWORLD, PUBLIC) else str(Path(asked).absolute())
-
-
-def check_conversations(chat: str, stages: Sequence[str]) -> None:
-    """Read the user's conversations whole, or see that the hub has those it is to be asked for, now rather than minutes
-    later in a worker."""
-    trained = [stage for stage in CHAT_STAGES if stage in stages]
-    if not trained:
-        return
-    check_chat(chat)
-    if chat == PUBLIC:
-        check_datasets(missing(trained, questions=True, cache=cache_directory()))
-
-
-def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
-    """The checkpoint that --from names, and the directory of its tokenizer; made ours if it is another program's."""
-    path = Path(start_from).absolute()
-    if (path / "manifest.json").exists():
-        return open_checkpoint(path, check_all=False), path.parents[2] / "tokenizer"
-    run_dir = find_model(start_from, runs_dir.absolute(), partial(print, file=sys.stderr))
-    return newest_checkpoint(run_dir, warn=partial(print, "warning:", file=sys.stderr)), run_dir / "tokenizer"
-
-
-def show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> None:
-    hardware = run.hardware(record)
-    console.print(f"[bold]Run {run.name}[/bold] in {run.directory}", soft_wrap=True)
-    console.print(hardware.describe())
-    if hardware.device_type == "cpu":
-        console.print("No GPU here: the same stages on a model and data small enough for this CPU.")
-    for reason in record["reasons"]:
-        console.print(f"  - {reason}", soft_wrap=True)
-    show_cost(console, config, run.plan(record))
-
-
-def show_cost(console: Console, config: RunConfig, plan: Plan) -> None:
-    """The model, and what training it is estimated to take."""
-    count = count_parameters(config.model)
-    console.print(
-        f"Model: depth {config.model.depth}, width {config.model.width}, {config.model.num_heads} heads, "
-        f"context {config.model.max_seq_len}, vocabulary {config.model.vocab_size:,}: "
-        f"{count.total / 1e6:.1f}M parameters "
-        f"({count.multiplied / 1e6:.1f}M of them multiplied); data {config.data}",
-        soft_wrap=True,
-    )
-    for reason in cost_reasons(config, plan):
-        console.print(f"  - {reason}", soft_wrap=True)
-    console.print()
-    show_table(console, plan_table(config, plan))
-    console.print(
-        f"Estimated: {duration(plan.seconds)} in all, {gigabytes(plan.memory_bytes)} of memory, "
-        f"{gigabytes(plan.disk_bytes)} of disk\n",
-        soft_wrap=True,
-    )
 
 
 class _Stop:
@@ -441,12 +215,3 @@ def _show_summary(console: Console, run: Run, config: RunConfig) -> None:
         console.print(f"Talk to it:  {script}chat.py {run.name}")
     console.print(f"Report:      {run.report_path}", soft_wrap=True)
     console.print("Resume:      the same command, whenever it was stopped")
-
-
-def _git_commit() -> str:
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -25,11 +25,8 @@ from rich.console import Console
 from experiments import cli
 from experiments.budget_search import Asked, BudgetSearch, named_space
 from experiments.deadline import TimeIsUp, Watch
-from experiments.ray_train import Scale
-from experiments.search_report import INTERVAL, hours_table, sections
-from experiments.session import (
+from experiments.preparation import (
     CHAT_HELP,
-    begin,
     check_conversations,
     check_data,
     check_hub,
@@ -41,8 +38,10 @@ from experiments.session import (
     show_plan,
     start_checkpoint,
     this_machine,
-    train,
 )
+from experiments.ray_train import Scale
+from experiments.search_report import INTERVAL, hours_table, sections
+from experiments.session import begin, train
 from experiments.terminal import make_console, show_table
 from experiments.trial_table import TrialTable
 from experiments.wandb_log import MODES as WANDB_MODES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import session
+from experiments import preparation
 from nanochat.corpora import CORPORA
 from nanochat.data.sources import open_sources
 from nanochat.errors import UserError
@@ -106,16 +106,16 @@ def test_the_plan_counts_what_is_still_to_come_and_refuses_what_does_not_fit(bas
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir))
     request = Request(data=corpus.name, depth=1, max_seq_len=128, total_batch_size=512, device_batch_size=4,
                       compile="off", assignments=(*SETTINGS[:2], "base.num_iterations=500000"))  # fmt: skip
-    _, record = session.new_record(request, tmp_path / "runs")
+    _, record = preparation.new_record(request, tmp_path / "runs")
     assert record["plan"]["download_bytes"] == 6 * corpus.shard_bytes  # 256M tokens of 4.8 characters, and validation
     assert record["plan"]["prepare_s"] < 60  # not until all of it is there
     folder = base_dir / "corpora" / corpus.name
     folder.mkdir(parents=True)
     for number in (0, 1, corpus.validation):
         (folder / corpus.file(number)).touch()
-    _, record = session.new_record(request, tmp_path / "runs")
+    _, record = preparation.new_record(request, tmp_path / "runs")
     assert record["plan"]["download_bytes"] == 3 * corpus.shard_bytes
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**8))
     with pytest.raises(UserError, match=r"fineweb-edu needs about 0.\d GiB of disk .* and .* \(100,000,000 bytes\)"):
-        session.new_record(request, tmp_path / "runs")
+        preparation.new_record(request, tmp_path / "runs")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from experiments import cli, session
+from experiments import cli, preparation
 from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.events import Sampled, StepDone, TasksScored, read_events
@@ -283,7 +283,7 @@ def test_a_plan_for_other_hardware(tmp_path, capsys):
 
 def test_calibrating_makes_the_plan_surer(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(session, "CALIBRATION_S", 1.0)
+    monkeypatch.setattr(preparation, "CALIBRATION_S", 1.0)
     options = ["--depth", "1", "--compile", "off", "--plan", "--runs-dir", str(tmp_path / "runs")]
     for more, says in (([], "± 30% (assumed"), (["--calibrate"], "trainings known here: 1"), ([], "known here: 1")):
         assert run_stage_script.main([*options, *more]) == 0

@@ -135,7 +135,7 @@ def test_online_needs_a_key(runs):
 @pytest.fixture
 def small_run(runs: Path) -> Run:
     """A run that has not begun, without what it would train."""
-    from experiments.session import new_record
+    from experiments.preparation import new_record
     from nanochat.config import to_dict
     from nanochat.files import write_json
     from nanochat.planning.resolve import Request

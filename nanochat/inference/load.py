@@ -61,7 +61,7 @@ def load_model(
             f"checkpoint {checkpoint.location} has a vocabulary of {config.vocab_size}, "
             f"its tokenizer one of {tokenizer.vocab_size}"
         )
-    model = Transformer(config, compute_dtype=dtype, bos_id=tokenizer.bos_id)
+    model = Transformer(config, compute_dtype=dtype, seed=None, bos_id=tokenizer.bos_id)
     weights = checkpoint.tensors("model")
     if problems := _mismatches(dict(model.named_parameters()), weights):
         raise UserError(f"checkpoint {checkpoint.location} does not fit its own config: {'; '.join(problems)}")

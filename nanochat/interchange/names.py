@@ -53,7 +53,7 @@ def from_theirs(weights: Mapping[str, Tensor], scheme: Scheme, config: ModelConf
     Raises UserError naming what is missing, of another shape, or not part of the model.
     """
     with torch.device("meta"):  # only names and shapes
-        model = Transformer(config)
+        model = Transformer(config, seed=None)
     wanted = {name: (theirs(scheme, name), parameter.shape) for name, parameter in model.named_parameters()}
     problems = [text for names, shape in wanted.values() for text in _problems(weights, names, shape)]
     known = {name for names, _ in wanted.values() for name in names}

@@ -123,13 +123,14 @@ class Transformer(nn.Module):
         config: the architecture.
         compute_dtype: what matrix products run in; parameters stay fp32.
         attention: training backend, see `nanochat.model.attention`.
-        seed: of the initial weights; they do not depend on torch's global generator.
+        seed: of the initial weights; they do not depend on torch's global generator. None: they are to be loaded, and
+            not drawn, which takes seconds for a large model.
         bos_id: the token that begins each document; what `document_attention` goes by.
         fp8: train with the products of the blocks in fp8, see `nanochat.model.fp8`.
     """
 
     def __init__(self, config: ModelConfig, *, compute_dtype: torch.dtype = torch.float32, attention: str = "sdpa",
-                 seed: int = 0, bos_id: int | None = None, fp8: bool = False) -> None:
+                 seed: int | None = 0, bos_id: int | None = None, fp8: bool = False) -> None:
         super().__init__()
         self.bos_id = bos_id
         self.config, self.compute_dtype, self.attention = config, compute_dtype, attention
@@ -154,7 +155,8 @@ class Transformer(nn.Module):
         self.sin: Tensor
         self.packed_head: Packed | None = None
         self._enter, self._leave, self._loss_terms, self._parts = Block.enter, Block.leave, chunk_terms, PLAIN
-        self.initialise(seed)
+        if seed is not None:
+            self.initialise(seed)
 
     def compile_training(self) -> None:
         """Let `torch.compile` fuse what training does between the matrix products; results stay what they were.

@@ -114,7 +114,7 @@ class _Pipeline:
         if not self.config.trained_stages:
             return
         self.peak_flops = 0.0
-        self.trainee = build_trainee(self.config, self.workers, self.tokenizer.bos_id)
+        self.trainee = build_trainee(self.config, self.workers, self.tokenizer.bos_id, draw=False)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
         weights = self._beginning()
         for stage in self.config.trained_stages:
@@ -327,8 +327,12 @@ def prepare_process() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None) -> Trainee:
-    """Model and this worker's share of the optimizer, compiled if the config says so."""
+def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None, *, draw: bool = True) -> Trainee:
+    """Model and this worker's share of the optimizer, compiled if the config says so.
+
+    Args:
+        draw: the initial weights; else the caller puts weights in.
+    """
     device = workers.device
     dtype = getattr(torch, config.compute_dtype)
     if config.fp8 and (why := fp8_unavailable(device)):
@@ -339,7 +343,7 @@ def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None
         config.model,
         compute_dtype=dtype,
         attention=config.attention,
-        seed=config.seed,
+        seed=config.seed if draw else None,
         bos_id=bos_id,
         fp8=config.fp8,
     ).to(device)

@@ -16,7 +16,7 @@ from nanochat.errors import UserError
 from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
 from nanochat.files import write_json
 from nanochat.inference.load import load_model, newest_checkpoint
-from nanochat.model import ModelConfig
+from nanochat.model import ModelConfig, Transformer
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
@@ -122,6 +122,26 @@ def test_a_checkpoint_of_an_earlier_version_is_of_the_same_model():
         checkpoint.state["model"] = other
         with pytest.raises(UserError, match="another model"):
             pipeline._check_identity(checkpoint, ours)
+
+
+def test_weights_are_drawn_where_they_are_trained_from_and_nowhere_else(tmp_path, monkeypatch):
+    """Drawing takes seconds for a large model."""
+    drawn: list[int] = []
+    initialise = Transformer.initialise
+
+    def counted(model: Transformer, seed: int) -> None:
+        drawn.append(seed)
+        initialise(model, seed)
+
+    monkeypatch.setattr(Transformer, "initialise", counted)
+    run = small_run(tmp_path)
+    with pytest.raises(Interrupted):
+        go(run, stop_after=3)
+    assert drawn == [run.config().seed]
+    go(run)
+    newest = newest_checkpoint(run.directory, warn=pytest.fail)
+    load_model(newest, run.tokenizer_directory, "cpu", torch.float32)
+    assert len(drawn) == 1
 
 
 def test_without_compiling_the_compiler_is_not_imported():

@@ -47,9 +47,14 @@ class Workers:
         """Each value summed over the workers, in float64."""
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        self._count(2 * tensor.nbytes)
+        return self.sum_tensors(*torch.tensor(values, dtype=torch.float64, device=self.device))
+
+    def sum_tensors(self, *values: Tensor) -> list[float]:
+        """Each 0-d tensor of `device` summed over the workers, in float64. Waits for the device, once for all."""
+        tensor = torch.stack([value.double() for value in values])
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            self._count(2 * tensor.nbytes)
         return tensor.tolist()
 
     def reduce_scatter(self, segments: Tensor) -> Tensor:

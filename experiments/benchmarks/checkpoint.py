@@ -83,7 +83,7 @@ def _steps(model: Transformer, optimizer: MuonAdamW, options: argparse.Namespace
     while True:
         start = time.perf_counter()
         (model.loss_sum(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()).backward()
-        float(optimizer.reduce_gradients())  # waits for a GPU
+        optimizer.reduce_gradients().item()  # waits for a GPU
         optimizer.step(1.0, 0.95)
         if device.type == "cuda":
             torch.cuda.synchronize()

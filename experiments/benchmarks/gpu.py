@@ -220,7 +220,7 @@ def _step(config: RunConfig, rows: int, hardware: Hardware) -> dict[str, Any]:
     def step(pieces: int) -> None:
         for _ in range(pieces):
             (trainee.model.loss_sum(ids, targets) / ids.numel()).backward()
-        trainee.optimizer.reduce_gradients()
+        trainee.optimizer.reduce_gradients().item()
         trainee.optimizer.step(0.0, 0.95)
 
     first_s = _median_s(lambda: step(1), hardware, 1, warm_up=0)

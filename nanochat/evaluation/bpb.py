@@ -35,15 +35,14 @@ def bits_per_byte(
     """
     count = min(max(max_tokens // dataset.row_tokens, 1), dataset.num_rows)
     mine = np.arange(count)[workers.rank :: workers.size]
-    nats = total_bytes = 0.0
+    sums = torch.zeros(2, dtype=torch.float64, device=workers.device)  # nats and bytes; read once, at the end
     for start in range(0, len(mine), rows_per_batch):
         batch = to_batch(*dataset.rows(mine[start : start + rows_per_batch]))
         targets = batch.targets.to(workers.device)
         losses = model.token_losses(batch.inputs.to(workers.device), targets)
         sizes = torch.where(targets == IGNORE, 0, token_bytes[targets.clamp_min(0)])
-        nats += float((losses.double() * (sizes > 0)).sum())
-        total_bytes += float(sizes.sum())
-    nats, total_bytes = workers.sum(nats, total_bytes)
+        sums += torch.stack(((losses.double() * (sizes > 0)).sum(), sizes.sum().double()))
+    nats, total_bytes = workers.sum_tensors(*sums)
     if not total_bytes:
         raise NoTargets("the validation rows hold no text to predict")
     return nats / math.log(2) / total_bytes

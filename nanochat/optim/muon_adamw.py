@@ -100,21 +100,22 @@ class MuonAdamW:
         self._own_gradient: Tensor | None = None  # (partition.length,), summed; None with one worker
 
     @torch.no_grad()
-    def reduce_gradients(self) -> float:
+    def reduce_gradients(self) -> Tensor:
         """Sum the gradients over the workers, each receiving its own segment of the sum.
 
         Returns:
-            the norm of the whole sum, the same number on every worker. Weights are still what they were: call `step`,
-            or `drop_gradients` where the norm is not finite.
+            this worker's part of the square of the sum's norm, 0-d, fp64; a GPU may still be working on it. Weights are
+            still what they were: call `step`, or `drop_gradients` where the workers' parts do not add up to a finite
+            number.
         """
         if self.workers.size == 1:
-            return float(torch.nn.utils.get_total_norm(self._local_gradients().values()))
-        segments = pack(self._local_gradients(), self.partition.segments, self.partition.length)
-        self.drop_gradients()
-        self._own_gradient = self.workers.reduce_scatter(segments)
-        norm = torch.linalg.vector_norm(self._own_gradient, dtype=torch.float64)  # the padding is zeros
-        (square,) = self.workers.sum(float(norm) ** 2)
-        return square**0.5
+            norm = torch.nn.utils.get_total_norm(self._local_gradients().values()).double()
+        else:
+            segments = pack(self._local_gradients(), self.partition.segments, self.partition.length)
+            self.drop_gradients()
+            self._own_gradient = self.workers.reduce_scatter(segments)
+            norm = torch.linalg.vector_norm(self._own_gradient, dtype=torch.float64)  # the padding is zeros
+        return norm.square()
 
     @torch.no_grad()
     def step(self, lr_factor: float, momentum: float, decay_factor: float = 1.0,
@@ -176,8 +177,9 @@ class MuonAdamW:
                     amsgrad=False, maximize=False)
 
     def _step_muon(self, gradients: Mapping[Piece, Tensor], *factors: float) -> None:
-        # as tensors, so that compiled code does not take a new learning rate for a new function
-        lr, decay, beta = torch.tensor(factors, device=self.steps.device).unbind()
+        # As tensors, so that compiled code does not take a new learning rate for a new function; filled in where they
+        # are, as the host would wait for a GPU to copy them.
+        lr, decay, beta = (self.steps.new_full((), factor) for factor in factors)
         for index, (_, own) in enumerate(self.own_muon):
             if own:
                 # (matrices, rows, columns); row_square has 1 for the shorter side

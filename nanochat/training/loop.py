@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanochat.config import StageConfig
 from nanochat.data.batches import IGNORE, Batch, Batches, prefetch
@@ -235,12 +236,16 @@ class _Stage:
         return False
 
     def _train_step(self, batch: Batch) -> tuple[float, float, float]:
-        """One optimizer step over all micro-batches of all workers. Returns loss, gradient norm and schedule factor."""
-        trainee, position = self.trainee, self.position
-        (valid,) = self.around.workers.sum(float((batch.targets != IGNORE).sum()))
-        loss = self._loss_with_gradients(batch, valid)
+        """One optimizer step over all micro-batches of all workers. Returns loss, gradient norm and schedule factor.
+
+        The host runs ahead of a GPU and waits for it once, to decide whether the weights may be updated.
+        """
+        trainee, position, workers = self.trainee, self.position, self.around.workers
+        (valid,) = workers.sum(float((batch.targets != IGNORE).sum()))
+        part = self._loss_with_gradients(batch, valid)
         self.around.fault("backward")
-        grad_norm = float(trainee.optimizer.reduce_gradients())
+        loss, square = workers.sum_tensors(part, trainee.optimizer.reduce_gradients())
+        grad_norm = math.sqrt(square)
         lr_factor = self.config.schedule.learning_rate(position.progress)
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and valid:
@@ -256,17 +261,17 @@ class _Stage:
         )
         return loss, grad_norm, lr_factor
 
-    def _loss_with_gradients(self, batch: Batch, valid: float) -> float:
-        """The mean loss over all workers, gradients left in the parameters. Where memory runs out on any worker, all
-        of them begin the step again with half the rows at a time: the total batch stays what it is."""
+    def _loss_with_gradients(self, batch: Batch, valid: float) -> Tensor:
+        """This worker's part of the mean loss over all, gradients left in the parameters. Where memory runs out on any
+        worker, all of them begin the step again with half the rows at a time: the total batch stays what it is."""
         while True:
-            total, failed = self._forward_backward(batch, valid)
-            loss, failures = self.around.workers.sum(total, float(failed))
+            part, failed = self._forward_backward(batch, valid)
+            (failures,) = self.around.workers.sum(float(failed))
             if not failures:
-                return loss
+                return part
             self._halve_device_batch()
 
-    def _forward_backward(self, batch: Batch, valid: float) -> tuple[float, bool]:
+    def _forward_backward(self, batch: Batch, valid: float) -> tuple[Tensor, bool]:
         """This worker's part of the loss, and whether memory ran out. No worker waits for another in here."""
         model, device, rows = self.trainee.model, self.around.workers.device, self.position.device_batch_size
         total = torch.zeros((), device=device)
@@ -277,11 +282,11 @@ class _Stage:
                 self.around.fault("forward")
                 loss.backward()
                 total += loss.detach()
-            return float(total), False
+            return total, False
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        return 0.0, True
+        return total, True
 
     def _halve_device_batch(self) -> None:
         rows = self.position.device_batch_size

@@ -67,7 +67,7 @@ def test_neither_batch_size_nor_workers_change_it(dataset, tokenizer, monkeypatc
     alone = measure(model, dataset, tokenizer)
     assert measure(model, dataset, tokenizer, rows_per_batch=64) == pytest.approx(alone, rel=1e-6)
     parts = []
-    monkeypatch.setattr(Workers, "sum", lambda self, *values: parts.append(values) or [1.0, 1.0])
+    monkeypatch.setattr(Workers, "sum_tensors", lambda self, *values: parts.append(values) or [1.0, 1.0])
     for rank in range(3):
         measure(model, dataset, tokenizer, workers=Workers(rank, 3))
     nats, size = map(sum, zip(*parts, strict=True))

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nanochat.data.shards import build_text_shards
 from nanochat.errors import UserError
 from nanochat.events import Event, Note, RolledBack, Saved, StepDone, Validated
 from nanochat.model import ModelConfig, Transformer
+from nanochat.model.loss import CHUNK_TOKENS
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import Hyperparameters
 from nanochat.optim.schedule import Schedule
@@ -82,7 +83,7 @@ def train(
         return found
 
     surroundings = Surroundings(
-        workers=Workers(),
+        workers=around.pop("workers", Workers()),
         store=store,
         emit=(events if events is not None else []).append,
         validate=lambda rows: 1.0,
@@ -378,6 +379,30 @@ def test_a_last_save_that_fails_is_an_error(dataset, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="step 12"):
         train(dataset, tmp_path)
     assert CheckpointStore(tmp_path).newest(pytest.fail).step == 8
+
+
+@dataclass(frozen=True)
+class Blind(Workers):
+    """A worker whose device, which has no numbers to be read, answers where the loop waits for it and nowhere else."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("meta"))
+    waits: list[int] = field(default_factory=list)
+
+    def sum_tensors(self, *values: torch.Tensor) -> list[float]:
+        assert all(value.is_meta for value in values)
+        self.waits.append(len(values))
+        return [1.0] * len(values)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blocked"])
+def test_the_host_waits_for_the_device_once_in_a_step(dataset, tmp_path, monkeypatch, attention):
+    monkeypatch.setitem(CHUNK_TOKENS, "meta", 64)
+    model = Transformer(MODEL, attention=attention, seed=None).to("meta")
+    events, workers = [], Blind()
+    stage = replace(STAGE, num_iterations=3)
+    train(dataset, tmp_path, stage, Trainee(model, MuonAdamW(model, PEAK)), events, workers=workers, saves=False)
+    assert [event.skipped for event in events if isinstance(event, StepDone)] == [False] * 3
+    assert workers.waits == [2] * 3
 
 
 # --- a deadline -----------------------------------------------------------------------------------------------------

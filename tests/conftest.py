@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_run import Whole, whole_run
+
 REAL_DATA = Path(__file__).parents[1] / "../shared/data"
 
 
@@ -21,6 +23,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory.mkdir(exist_ok=True)
     os.environ["NANOCHAT_BASE_DIR"] = str(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def whole(cache: Path) -> Whole:
+    return whole_run(cache.parent / "whole")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

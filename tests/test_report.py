@@ -117,12 +117,8 @@ def test_a_page_is_whole_in_itself_and_nobody_writes_into_it():
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
-def test_a_real_run_writes_both(tmp_path):
-    from tests.experiments.test_run_stage import TINY, run_stage
-
-    done = run_stage(tmp_path, "told", *TINY, "--stage", "tokenizer,base")
-    assert done.returncode == 0, done.stderr
-    run = Run(tmp_path / "told")
+def test_a_real_run_writes_both(whole, tmp_path):
+    run = whole.copied_to(tmp_path)
     text, html = run.report_path.read_text(), run.report_path.with_suffix(".html").read_text()
     for part in ("Stages", "Choices", "The same again", "run_stage.py --runs-dir", "Environment"):
         assert part in text

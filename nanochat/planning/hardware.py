@@ -124,14 +124,13 @@ def _cpu_name() -> str:
 
 
 def measure_peaks(device_type: str) -> dict[str, float]:
-    """Operations a second of a square matrix product by dtype; the best of a few, after one to warm up."""
-    return {
-        name: _matmul_flops(dtype, device_type)
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    """`measure_peak` of each dtype that a model may be multiplied in."""
+    return {name: measure_peak(device_type, name) for name in ("float32", "bfloat16")}
 
 
-def _matmul_flops(dtype: torch.dtype, device_type: str) -> float:
+def measure_peak(device_type: str, dtype_name: str) -> float:
+    """Operations a second of a square matrix product; the best of a few, after one to warm up."""
+    dtype = getattr(torch, dtype_name)
     side = (8192 if device_type == "cuda" else 1536) // 8
     seconds = _product_seconds(side, dtype, device_type, 2)
     for _ in range(3):  # as large as time allows: CPUs without instructions for bfloat16 are 200 times slower at it

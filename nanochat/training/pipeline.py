@@ -30,7 +30,7 @@ from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.estimate import corpus_shards
-from nanochat.planning.hardware import keep_freed_memory, measure_peaks
+from nanochat.planning.hardware import keep_freed_memory, measure_peak
 from nanochat.planning.memory import MemoryRecord
 from nanochat.run import Run
 from nanochat.tasks.questions import Summary, read_questions, spread, summarise
@@ -198,7 +198,7 @@ class _Pipeline:
         if found and self._finished(name, found.step):
             return found
         # Measured anew before each stage and the best kept: on a busy machine a single measurement is often low.
-        peak = measure_peaks(workers.device.type)[self.config.compute_dtype]
+        peak = measure_peak(workers.device.type, self.config.compute_dtype)
         self.peak_flops = max(self.peak_flops, peak)
         identity: dict[str, Any] = {
             "model": to_dict(self.config.model),

@@ -1,18 +1,19 @@
 """Struck at every named point, whoever it is, a run ends with the same bits as one left in peace: real processes,
 real signals, real Ray. `bench.py chaos` does the same at random times."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks.chaos import Attempt, final_hash, small_run
+from experiments.benchmarks.chaos import Attempt, final_hash
 from experiments.faults import VARIABLE, Fault, struck, write_plan
 from experiments.ray_train import MAX_IDLE_STARTS, _Starts
 from nanochat.events import Resumed, read_events
 from nanochat.run import Run
+from tests.small_run import TINY
 
-OPTIONS = small_run({"base": 20, "mid": 10, "sft": 10})
 FAULTS = [
     Fault("tokenising", "worker", 2),
     Fault("forward", "worker", 9),
@@ -23,37 +24,33 @@ FAULTS = [
 DRIVERS_STRUCK = sum(fault.victim in ("driver", "both", "terminated", "interrupted") for fault in FAULTS)
 
 
-@pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Attempt:
-    attempt = Attempt(tmp_path_factory.mktemp("chaos") / "peace", "run", OPTIONS, {"NANOCHAT_BASE_DIR": str(cache)})
-    attempt.finish()
-    return attempt
+def attempt_at(directory: Path, **env: str) -> Attempt:
+    return Attempt(directory, "whole", TINY, {"NANOCHAT_BASE_DIR": os.environ["NANOCHAT_BASE_DIR"], **env})
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_struck_at_every_named_point_it_ends_with_the_same_bits(peace, tmp_path):
+@pytest.mark.timeout(290)
+def test_struck_at_every_named_point_it_ends_with_the_same_bits(whole, tmp_path):
     plan = tmp_path / "faults.json"
     write_plan(plan, FAULTS)
-    war = Attempt(tmp_path / "war", "run", OPTIONS, {**peace.env, VARIABLE: str(plan)})
+    war = attempt_at(tmp_path / "war", **{VARIABLE: str(plan)})
     war.finish(lives=DRIVERS_STRUCK + 1)
     assert struck(plan) == FAULTS, war.output()
     assert "Traceback" not in war.output()
-    assert final_hash(war.run) == final_hash(peace.run)
+    assert final_hash(war.run) == final_hash(whole.run)
     assert sum(isinstance(event, Resumed) for event in read_events(war.run.directory, "base")) >= 2
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
-def test_damaged_and_deleted_files_are_named_and_the_rest_is_enough(peace, tmp_path):
+@pytest.mark.timeout(150)
+def test_damaged_and_deleted_files_are_named_and_the_rest_is_enough(whole, tmp_path):
     """The last base checkpoint loses a bit, the last two of SFT are deleted, Ray's files are garbage: the run trains
     again what is missing and ends with the same bits."""
-    attempt = Attempt(tmp_path / "damaged", "run", OPTIONS, peace.env)
-    shutil.copytree(peace.directory, attempt.directory)
-    run = attempt.run
+    attempt = attempt_at(tmp_path)
+    run = whole.copied_to(tmp_path / "runs")
     for stage in ("mid", "sft"):
         shutil.rmtree(run.directory / stage)
-    weights = run.checkpoints("base") / "step_000020" / "model.safetensors"
+    weights = run.checkpoints("base") / "step_000024" / "model.safetensors"
     flipped = bytearray(weights.read_bytes())
     flipped[-1] ^= 1
     weights.write_bytes(flipped)
@@ -61,9 +58,9 @@ def test_damaged_and_deleted_files_are_named_and_the_rest_is_enough(peace, tmp_p
         if file.is_file():
             file.write_text("garbage")
     attempt.finish()
-    assert "step_000020 is damaged" in attempt.output()
+    assert "step_000024 is damaged" in attempt.output()
     assert "passed over" in attempt.output()
-    assert final_hash(run) == final_hash(peace.run)
+    assert final_hash(run) == final_hash(whole.run)
 
 
 def test_a_run_that_leads_nowhere_is_given_up(tmp_path):

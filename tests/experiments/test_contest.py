@@ -96,7 +96,7 @@ def of_ours(said: str) -> str:
 def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path, cache):
     """random for a base model, killed after its first trial and begun again, then asha for the fine-tuning of it."""
     run = Run(tmp_path / "first")
-    asked = (tmp_path, 110, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
+    asked = (tmp_path, 75, "--policy", "random", "--stages", "base", "--max-seq-len", "128", "--name", "first")
     of_trials = run.directory / "search" / "trials"
     killed_when(lambda: list(of_trials.glob("*/base/result.json")), *asked)
     (kept,) = of_trials.glob("*/base/result.json")
@@ -115,7 +115,7 @@ def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path,
     assert f"lowest val_bpb of {len(trials)} trials by random" in done.stdout
     assert "Traceback" not in of_ours(done.stderr), done.stderr
 
-    tuned = tune(tmp_path, 70, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
+    tuned = tune(tmp_path, 60, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     run = Run(tmp_path / "second")
     result = run.results()["sft"]

@@ -8,15 +8,13 @@ import pytest
 from experiments import evaluate
 from experiments.cli import run as exit_code
 from nanochat.run import Run
-from tests.experiments.test_run_stage import TINY, run_stage
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(whole, tmp_path_factory):
     """A run of all stages, and a folder with two tasks of CORE, one of them damaged."""
     runs = tmp_path_factory.mktemp("runs")
-    done = run_stage(runs, "small", *TINY, timeout=280)
-    assert done.returncode == 0, done.stderr
+    whole.copied_to(runs)
     folder = runs / "core"
     folder.mkdir()
     lines = [{"query": f"The cat {n} sat", "choices": ["on the mat.", f"under {n} tables."], "gold": n % 2}
@@ -33,11 +31,11 @@ def main(*arguments: object) -> int:
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_questions_of_the_run_itself(trained, capsys):
-    assert main("small", "--questions", 28, "--runs-dir", trained[0]) == 0
+    assert main("whole", "--questions", 28, "--runs-dir", trained[0]) == 0
     said = capsys.readouterr().out
-    assert "small, sft stage, step 16" in said
+    assert "whole, sft stage, step 16" in said
     assert "ChatCORE" in said
-    (kept,) = (trained[0] / "small" / "evaluations").glob("questions-sft-*.json")
+    (kept,) = (trained[0] / "whole" / "evaluations").glob("questions-sft-*.json")
     found = json.loads(kept.read_text())
     assert found["overall"]["total"] == 28
     assert len(found["skills"]) > 5
@@ -48,9 +46,9 @@ def test_core_alone_and_by_two_workers_is_the_same(trained, capfd):
     runs, folder = trained
     found = []
     for workers in (1, 2):
-        options = ("small", "--stage", "base", "--core", folder, "--tasks", "copa", "--num-workers", workers)
+        options = ("whole", "--stage", "base", "--core", folder, "--tasks", "copa", "--num-workers", workers)
         assert main(*options, "--runs-dir", runs) == 0
-        (kept,) = (Run(runs / "small").directory / "evaluations").glob("core-base-*.json")
+        (kept,) = (Run(runs / "whole").directory / "evaluations").glob("core-base-*.json")
         (task,) = json.loads(kept.read_text())["tasks"]
         found.append((task["accuracy"], task["count"], task["of"]))
     assert found[0] == found[1]
@@ -60,7 +58,7 @@ def test_core_alone_and_by_two_workers_is_the_same(trained, capfd):
 
 def test_a_task_that_fails_costs_itself_only(trained, capsys):
     runs, folder = trained
-    assert main("small", "--stage", "base", "--core", folder, "--max-per-task", 5, "--runs-dir", runs) == 1
+    assert main("whole", "--stage", "base", "--core", folder, "--max-per-task", 5, "--runs-dir", runs) == 1
     said = capsys.readouterr().out
     assert "warning: " in said
     assert "line 1 is no example of winograd" in said
@@ -76,11 +74,11 @@ def test_what_cannot_be_evaluated_is_said(trained, capsys, monkeypatch, tmp_path
     monkeypatch.setattr(evaluate.urllib.request, "urlopen", nobody)
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     for arguments, said in (
-        (("small", "--core"), "cannot be had: no route to host"),
-        (("small", "--core", tmp_path), "holds no task of CORE"),
-        (("small", "--core", folder, "--tasks", "copa,nothing"), "there is no task nothing"),
-        (("small", "--core", folder, "--num-workers", "0"), "--num-workers must be at least 1"),
-        (("small", "--stage", "base"), "has a base model"),
+        (("whole", "--core"), "cannot be had: no route to host"),
+        (("whole", "--core", tmp_path), "holds no task of CORE"),
+        (("whole", "--core", folder, "--tasks", "copa,nothing"), "there is no task nothing"),
+        (("whole", "--core", folder, "--num-workers", "0"), "--num-workers must be at least 1"),
+        (("whole", "--stage", "base"), "has a base model"),
         (("missing",), "there is no run"),
     ):
         assert main(*arguments, "--runs-dir", runs) == 2

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, NanoChatForCausalL
 
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
-from tests.experiments.test_run_stage import TINY, final_weights, run_stage
 from tests.interchange.published import MARCH_14, sizes, weights_of, write_folder
+from tests.small_run import TINY, final_weights, run_stage
 
 ROOT = Path(__file__).parents[2]
 

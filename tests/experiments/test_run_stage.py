@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,90 +20,20 @@ from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.events import Sampled, StepDone, TasksScored, read_events
 from nanochat.run import Run
 from nanochat.training.checkpoint import CheckpointStore
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "run_stage.py"
-TINY = [
-    "--depth",
-    "1",
-    "--max-seq-len",
-    "128",
-    "--total-batch-size",
-    "256",
-    "--device-batch-size",
-    "2",
-    "--compile",
-    "off",
-    "--set",
-    "tokenizer.vocab_size=512",
-    "--set",
-    "tokenizer.max_chars=300000",
-    "--set",
-    "base.num_iterations=24",
-    "--set",
-    "mid.num_iterations=16",
-    "--set",
-    "sft.num_iterations=16",
-    "--set",
-    "base.checkpoint_every=6",
-    "--set",
-    "mid.checkpoint_every=6",
-    "--set",
-    "sft.checkpoint_every=6",
-    "--set",
-    "base.eval_tokens=512",
-    "--set",
-    "mid.eval_tokens=512",
-    "--set",
-    "sft.eval_tokens=512",
-    "--set",
-    "sft.eval_questions=14",
-]
-
-
-def command(runs: Path, name: str, *options: str) -> list[str]:
-    return [sys.executable, str(SCRIPT), "--runs-dir", str(runs), "--name", name, *options]
-
-
-def run_stage(runs: Path, name: str, *options: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(runs, name, *options), capture_output=True, text=True, timeout=timeout, cwd=runs)
-
-
-def final_weights(runs: Path, name: str) -> dict[str, torch.Tensor]:
-    checkpoint = CheckpointStore(Run(runs / name).checkpoints("sft")).newest(pytest.fail)
-    return checkpoint.tensors("model")
+from tests.small_run import TINY, Whole, command, final_weights, run_stage
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-ANOTHER_RAY = """
-from experiments.cluster import cluster
-from nanochat.planning.hardware import detect_hardware
-with cluster(detect_hardware()):
-    print("up", flush=True)
-    input()
-"""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(runs: Path) -> subprocess.CompletedProcess[str]:
-    """One whole small run, which several tests look at, on a machine where another Ray runs too."""
-    with subprocess.Popen(
-        [sys.executable, "-c", ANOTHER_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as other:
-        assert other.stdout.readline() == "up\n"
-        done = run_stage(runs, "whole", *TINY)
-        other.communicate("\n")
-    assert done.returncode == 0, done.stderr
-    return done
+def runs(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of which one, "whole", is finished."""
+    directory = tmp_path_factory.mktemp("runs")
+    whole.copied_to(directory)
+    return directory
 
 
 @pytest.mark.ray
-def test_the_whole_way_says_what_it_does(undisturbed, runs):
-    text = undisturbed.stdout
+def test_the_whole_way_says_what_it_does(whole, runs):
+    text = whole.said
     for part in (
         "Plan (all figures are estimates)",
         "Estimated:",
@@ -122,8 +51,8 @@ def test_the_whole_way_says_what_it_does(undisturbed, runs):
         "report.md",
     ):
         assert part in text
-    assert "Traceback" not in undisturbed.stderr
-    assert not re.search(r"\(pid=|\[202|WARNING|INFO", undisturbed.stderr), undisturbed.stderr  # Ray is silent
+    assert "Traceback" not in whole.complained
+    assert not re.search(r"\(pid=|\[202|WARNING|INFO", whole.complained), whole.complained  # Ray is silent
     assert "\x1b[" not in text  # piped: plain lines
     run = Run(runs / "whole")
     assert run.status().state == "done"
@@ -137,7 +66,7 @@ def test_the_whole_way_says_what_it_does(undisturbed, runs):
 
 
 @pytest.mark.ray
-def test_val_bpb_falls_in_every_stage(undisturbed, runs):
+def test_val_bpb_falls_in_every_stage(runs):
     for stage, result in Run(runs / "whole").results().items():
         if stage != "tokenizer":
             assert result["val_bpb"] < result["first_val_bpb"]
@@ -151,7 +80,7 @@ def begun(runs, name, *options, **how):
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, runs):
+def test_ctrl_c_saves_and_the_same_command_resumes(runs):
     process = begun(runs, "stopped", start_new_session=True)
     run = Run(runs / "stopped")
     try:
@@ -236,7 +165,7 @@ def test_ray_ended_from_outside_is_told_in_a_line(runs):
 
 
 @pytest.mark.ray
-def test_begun_on_two_workers_and_ended_on_one_the_losses_are_those_of_one(undisturbed, runs, monkeypatch):
+def test_begun_on_two_workers_and_ended_on_one_the_losses_are_those_of_one(runs, monkeypatch):
     base = [*TINY, "--stage", "tokenizer,base"]
     write_plan(runs / "faults.json", [Fault("forward", "terminated", 12)])
     monkeypatch.setenv(VARIABLE, str(runs / "faults.json"))
@@ -254,7 +183,7 @@ def test_begun_on_two_workers_and_ended_on_one_the_losses_are_those_of_one(undis
 
 
 @pytest.mark.ray
-def test_sft_can_start_from_another_run(undisturbed, runs):
+def test_sft_can_start_from_another_run(runs):
     done = run_stage(runs, "tuned", *TINY[TINY.index("--max-seq-len") :], "--stage", "sft", "--from", "whole")
     assert done.returncode == 0, done.stderr
     assert set(Run(runs / "tuned").results()) == {"sft"}

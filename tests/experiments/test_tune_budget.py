@@ -229,7 +229,7 @@ sys.exit(cli.run(tune_budget.main))
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_killed_in_a_trial_and_in_the_final_run_it_ends_within_its_hours_with_a_model_and_its_evidence(tmp_path, cache):
-    hours, plan = 150 / 3600, tmp_path / "faults.json"
+    hours, plan = 100 / 3600, tmp_path / "faults.json"
     write_plan(plan, [Fault("update", "worker", 12)])
     command = [sys.executable, "-c", EAGER, "--hours", str(hours), "--stages", "base", "--compile", "off",
                "--max-seq-len", "128", "--runs-dir", str(tmp_path)]  # fmt: skip

@@ -14,7 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from experiments.wandb_log import WandbLog
 from nanochat.events import JsonlSink, StepDone, Validated, read_events
 from nanochat.run import Run, Status
-from tests.experiments.test_run_stage import TINY, command, run_stage
+from tests.small_run import TINY, command, run_stage
 
 BLOCK, HEADER = 32_768, 7  # LevelDB's log format, as W&B writes it; the file itself begins with a header of 7 bytes too
 

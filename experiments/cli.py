@@ -1,5 +1,7 @@
 """How every script here ends: exit code 0 done, 2 the user must change something, 130 interrupted; 1 is a bug."""
 
+import atexit
+import gc
 import signal
 import sys
 import threading
@@ -11,6 +13,7 @@ from nanochat.errors import UserError
 def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """The exit code of `main(argv)`, by default of the command line, with a user's mistake told in two lines. SIGTERM
     ends it as Ctrl-C does."""
+    atexit.register(gc.freeze)  # what Ray and PyTorch have made is not gone through once more at the end, for 0.7 s
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nanochat.errors import UserError
@@ -69,9 +69,18 @@ _set(QUIET)
 
 
 @contextmanager
-def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str, float]]:
+def cluster(
+    hardware: Hardware, address: str | None = None, while_starting: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, float]]:
     """The resources of a Ray cluster: of this process's own, gone when the block is left, or of one that runs at
-    `address`. Raises UserError when there is none."""
+    `address`.
+
+    Args:
+        while_starting: called while Ray's processes start, if they do, which would be waited for anyway.
+
+    Raises:
+        UserError: there is none at `address`.
+    """
     if address:
         _check_reachable(address)
     else:
@@ -84,10 +93,9 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
     own = {"address": "local", "num_cpus": hardware.cpu_count, "num_gpus": gpus}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _groups_of_their_own():
+        with _lean_start(while_starting):
             ray.init(
                 **(remote if address else own),
-                include_dashboard=None if address else False,
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 logging_config=ray.LoggingConfig(log_level="ERROR"),
@@ -106,17 +114,34 @@ def cluster(hardware: Hardware, address: str | None = None) -> Iterator[dict[str
 
 
 @contextmanager
-def _groups_of_their_own() -> Iterator[None]:
-    """For Ray's processes, as its workers have: a SIGTERM to the command's group, from `timeout` or a shell, is for the
-    command to answer, which then needs Ray to save."""
-    from ray._private import services
+def _lean_start(while_starting: Callable[[], None]) -> Iterator[None]:
+    """What of Ray starts within this block is what one machine needs, of which nothing can be set (so pyproject.toml
+    allows one minor version of Ray).
 
-    popen = services.ConsolePopen
-    services.ConsolePopen = partial(popen, process_group=0)
+    - Its processes have groups of their own, as its workers do: a SIGTERM to the command's group, from `timeout` or a
+      shell, is for the command to answer, which then needs Ray to save.
+    - There is no server for a dashboard, at which nobody looks, and no monitor of an autoscaler, which has no machines
+      to add: a second of each start and end (LOG.md, 2026-11-27).
+    - Once raylet, the last of them, is on its way, `while_starting` is called. In this thread: what another one imports
+      could meet Ray's own imports half way.
+    """
+    from ray._private import services
+    from ray._private.node import Node
+
+    started = services.ConsolePopen, Node.start_api_server, Node.start_monitor
+
+    def start(command: Sequence[str], *arguments: Any, **how: Any) -> Any:
+        process = started[0](command, *arguments, process_group=0, **how)
+        if Path(command[0]).name == "raylet":
+            while_starting()
+        return process
+
+    services.ConsolePopen = start
+    Node.start_api_server = Node.start_monitor = lambda node, **how: None
     try:
         yield
     finally:
-        services.ConsolePopen = popen
+        services.ConsolePopen, Node.start_api_server, Node.start_monitor = started
 
 
 def is_alive() -> bool:

@@ -54,9 +54,13 @@ def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], 
         UserError: there are too few devices, no cluster at the address, or Ray gave up.
     """
     _Starts(run).path.unlink(missing_ok=True)
-    with cluster(hardware, scale.address) as resources:
+    with cluster(hardware, scale.address, while_starting=_import_trainer) as resources:
         settings, own = _scaling(hardware, scale, resources), scale.address is None
         return Outcome(**beside(partial(_fit, run, settings, own), while_waiting))
+
+
+def _import_trainer() -> None:
+    from experiments import lean_trainer  # noqa: F401
 
 
 def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Whether speed costs quality: the fast training step beside the plain one, the same tokens, several seeds."""
+"""Whether speed costs quality: the fast training step beside the plain one, and with --fp8 beside itself with products
+in 8 bits, the same tokens, several seeds."""
 
 import argparse
 import shutil
@@ -16,6 +17,7 @@ from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.model import Transformer
+from nanochat.model.fp8 import fp8_linear
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request, resolve
 from nanochat.tokenizer import Tokenizer
@@ -30,12 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="on", help="of the fast step")
+    parser.add_argument("--fp8", action="store_true", help="train with products in fp8 too, as GPUs round them; slow")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print val_bpb and speed of each training, and the difference beside what seeds alone make."""
+    """Print val_bpb and speed of each training, and the differences beside what seeds alone make."""
     if args.seeds < 2 or args.steps < 10:
         raise UserError("--seeds must be at least 2 and --steps at least 10", "leave them out")
+    if args.fp8:
+        _check_fp8()
     prepare_process()
     hardware = detect_hardware()
     fast = resolve(
@@ -51,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.train(sources.tokenizer_texts(20_000_000), fast.tokenizer.vocab_size)
     sizes, row_tokens = torch.from_numpy(tokenizer.token_bytes()).long(), fast.model.max_seq_len
     split = ("all", "all") if sources.base_val else ("train", "val")
-    found: dict[str, list[float]] = {"fast": [], "plain": []}
+    kinds = {"plain": plain, "fast": fast} | ({"fp8": fast} if args.fp8 else {})
+    found: dict[str, list[float]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as scratch:
         train, val = (
             build_text_shards(files, tokenizer, Path(scratch) / "shards", split=part, one_in=sources.one_in,
@@ -59,9 +65,12 @@ def run(args: argparse.Namespace) -> int:
             for files, part in ((sources.base_train, split[0]), (sources.base_val or sources.base_train, split[1]))
         )  # fmt: skip
         for seed in range(args.seeds):
-            for name, config in (("plain", plain), ("fast", fast)):
+            for name, config in kinds.items():
                 seeded = replace(config, seed=seed)
                 trainee = build_trainee(seeded, Workers(), tokenizer.bos_id)
+                if name == "fp8":  # which a run is refused where it is not faster
+                    for block in trainee.model.blocks:
+                        block.fp8 = True
                 result = short_training.train(seeded, trainee, train, Path(scratch))
                 exact = Transformer(config.model, attention="sdpa", bos_id=tokenizer.bos_id)  # both judged in float32
                 exact.load_state_dict(trainee.model.state_dict())
@@ -70,7 +79,22 @@ def run(args: argparse.Namespace) -> int:
                 print(f"seed {seed}  {name:5}  {config.compute_dtype}, {config.attention}, "
                       f"{'compiled' if config.compile else 'not compiled'}  val_bpb {bpb:.4f}  "
                       f"{result.tokens_per_second:,.0f} tok/s", flush=True)  # fmt: skip
-    differences = [a - b for a, b in zip(found["fast"], found["plain"], strict=True)]
-    print(f"fast - plain: {mean(differences):+.4f} ± {stdev(differences) / args.seeds**0.5:.4f} (standard error); "
-          f"seeds alone: ± {stdev(found['plain']):.4f} (standard deviation)")  # fmt: skip
+    _tell("fast", found["fast"], "plain", found["plain"])
+    if args.fp8:
+        _tell("fp8", found["fp8"], "fast", found["fast"])
     return 0
+
+
+def _check_fp8() -> None:
+    try:
+        fp8_linear(torch.ones(16, 16), torch.ones(16, 16))
+    except (RuntimeError, ValueError) as error:
+        hint = "PyTorch 2.13 has them on CPUs"
+        raise UserError(f"PyTorch {torch.__version__} has no products in fp8 here: {error}", hint) from None
+
+
+def _tell(name: str, losses: list[float], beside: str, others: list[float]) -> None:
+    differences = [a - b for a, b in zip(losses, others, strict=True)]
+    error = stdev(differences) / len(losses) ** 0.5
+    print(f"{name} - {beside}: {mean(differences):+.4f} ± {error:.4f} (standard error); "
+          f"seeds alone: ± {stdev(others):.4f} (standard deviation)")  # fmt: skip

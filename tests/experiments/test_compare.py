@@ -12,8 +12,8 @@ from nanochat.events import JsonlSink, StageStarted, StepDone, Validated
 from nanochat.files import write_json
 from nanochat.run import Run, Status
 from nanochat.training.result import StageResult
-from tests.experiments.test_run_stage import ROOT
 from tests.experiments.test_runs import CONFIG, made, run_main
+from tests.small_run import ROOT
 
 
 def trained(directory, losses, *, seconds=1.0, accuracy=None, config=CONFIG) -> Run:

@@ -13,7 +13,11 @@ from nanochat.planning.hardware import Hardware
 def neighbours(settings):
     time.sleep(3)  # until all have their names
     return [each.cmdline()[0] for each in psutil.Process().parent().children()]
-with cluster(Hardware("x", "cpu", 1, 2, 1, {})):
+imported = []
+with cluster(Hardware("x", "cpu", 1, 2, 1, {}), while_starting=lambda: imported.append("imported")):
+    print(imported)
+    for each in psutil.Process().children():
+        print(*each.cmdline())
     from experiments.lean_trainer import LeanTrainer
     trainer = LeanTrainer(
         neighbours, train_loop_config={},
@@ -27,10 +31,15 @@ with cluster(Hardware("x", "cpu", 1, 2, 1, {})):
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 def test_only_those_that_are_needed(tmp_path):
-    """TorchTrainer would add a TrainController, DatasetManager, PlacementGroupCleaner and
-    _AutoscalingCoordinatorActor."""
+    """Ray would add a monitor and a dashboard; TorchTrainer a TrainController, DatasetManager, PlacementGroupCleaner
+    and _AutoscalingCoordinatorActor."""
     command = [sys.executable, "-c", NEIGHBOURS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    found = sorted(title.split("::")[1].split(".")[0].strip() for title in done.stdout.splitlines())
+    imported, *processes = done.stdout.splitlines()
+    assert imported == "['imported']"
+    beside, of_raylet = processes[:3], processes[3:]
+    assert [next(kind for kind in ("gcs_server", "log_monitor", "raylet") if kind in each) for each in beside] == [
+        "gcs_server", "log_monitor", "raylet"]  # fmt: skip
+    found = sorted(title.split("::")[1].split(".")[0].strip() for title in of_raylet)
     assert found == ["DashboardAgent", "RayTrainWorker", "RuntimeEnvAgent", "SynchronizationActor"]

@@ -26,7 +26,7 @@ from experiments.models import Models
 from experiments.serve import MOST_BODY_BYTES, is_loopback, make_app
 from nanochat.inference.engine import Engine
 from tests.experiments.test_chat import runs_dir  # noqa: F401
-from tests.experiments.test_run_stage import ROOT
+from tests.small_run import ROOT
 
 HELLO = [{"role": "user", "content": "hello"}]
 SAYS = "Nam =é!"  # with a call of the calculator in between

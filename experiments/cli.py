@@ -13,7 +13,8 @@ from nanochat.errors import UserError
 def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """The exit code of `main(argv)`, by default of the command line, with a user's mistake told in two lines. SIGTERM
     ends it as Ctrl-C does."""
-    atexit.register(gc.freeze)  # what Ray and PyTorch have made is not gone through once more at the end, for 0.7 s
+    if argv is None:  # what Ray and PyTorch have made is not gone through once more as the process ends, for 0.7 s
+        atexit.register(gc.freeze)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -36,6 +36,7 @@ QUIET = {
     "MALLOC_ARENA_MAX": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
 }
+NOBODY = "http://127.0.0.1:9"  # where no server answers
 OWN = {  # of a cluster that is bound to this machine
     "RAY_AUTH_MODE": "disabled",
     # Ray would start a process for each core ahead of its use; none of Ray Train's actors, whose environments differ,
@@ -43,7 +44,7 @@ OWN = {  # of a cluster that is bound to this machine
     "RAY_prestart_worker_first_driver": "0",
     # No such server, and nobody else's is to be asked: what Ray Train's watch over placement groups then reports is
     # that it cannot know, where with two clusters on a machine it would fail, or ask the wrong one.
-    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+    "RAY_API_SERVER_ADDRESS": NOBODY,
 }
 PASSED_ON = ("NANOCHAT_BASE_DIR", "HF_ENDPOINT", "HF_TOKEN")  # to workers on other machines
 REACHABLE_S = 5.0
@@ -125,8 +126,13 @@ def _lean_start(while_starting: Callable[[], None]) -> Iterator[None]:
     - Once raylet, the last of them, is on its way, `while_starting` is called. In this thread: what another one imports
       could meet Ray's own imports half way.
     """
-    from ray._private import services
+    from ray._private import ray_constants, services
     from ray._private.node import Node
+
+    def start_no_server(node: Node, **how: Any) -> None:
+        """The agents of a full installation (ray[default]) would ask for its address again and again."""
+        key, value = ray_constants.DASHBOARD_ADDRESS.encode(), NOBODY.encode()
+        node.get_gcs_client().internal_kv_put(key, value, True, ray_constants.KV_NAMESPACE_DASHBOARD)
 
     started = services.ConsolePopen, Node.start_api_server, Node.start_monitor
 
@@ -137,7 +143,7 @@ def _lean_start(while_starting: Callable[[], None]) -> Iterator[None]:
         return process
 
     services.ConsolePopen = start
-    Node.start_api_server = Node.start_monitor = lambda node, **how: None
+    Node.start_api_server, Node.start_monitor = start_no_server, lambda node: None
     try:
         yield
     finally:

@@ -7,10 +7,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes at a time: a core e
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.small_run import Whole, whole_run
+if TYPE_CHECKING:
+    from tests.small_run import Whole
 
 REAL_DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -26,7 +28,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(cache: Path) -> Whole:
+def whole(cache: Path) -> "Whole":
+    from tests.small_run import whole_run
+
     return whole_run(cache.parent / "whole")
 
 

@@ -73,6 +73,7 @@ def whole_run(shared: Path) -> Whole:
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
+            shutil.rmtree(shared / "whole", ignore_errors=True)  # another process's, which failed
             with subprocess.Popen([sys.executable, "-c", ANOTHER_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                   text=True, cwd=ROOT) as other:  # fmt: skip
                 assert other.stdout.readline() == "up\n"

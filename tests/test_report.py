@@ -116,7 +116,6 @@ def test_a_page_is_whole_in_itself_and_nobody_writes_into_it():
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
 def test_a_real_run_writes_both(whole, tmp_path):
     run = whole.copied_to(tmp_path)
     text, html = run.report_path.read_text(), run.report_path.with_suffix(".html").read_text()

@@ -38,8 +38,10 @@ def bits_per_byte(
     sums = torch.zeros(2, dtype=torch.float64, device=workers.device)  # nats and bytes; read once, at the end
     for start in range(0, len(mine), rows_per_batch):
         batch = to_batch(*dataset.rows(mine[start : start + rows_per_batch]))
-        targets = batch.targets.to(workers.device)
-        losses = model.token_losses(batch.inputs.to(workers.device), targets)
+        if workers.device.type == "cuda":
+            batch = batch.pinned()
+        inputs, targets = (part.to(workers.device, non_blocking=True) for part in (batch.inputs, batch.targets))
+        losses = model.token_losses(inputs, targets)
         sizes = torch.where(targets == IGNORE, 0, token_bytes[targets.clamp_min(0)])
         sums += torch.stack(((losses.double() * (sizes > 0)).sum(), sizes.sum().double()))
     nats, total_bytes = workers.sum_tensors(*sums)

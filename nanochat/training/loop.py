@@ -208,6 +208,7 @@ class _Stage:
         on_gpu = workers.device.type == "cuda"
         coming = prefetch(self.batches, first, last, workers.rank, workers.size, pin=on_gpu)
         for number in range(first, last):
+            start, waited_s = clock(), self.result.other_s
             stop, progress = self._agreed_with_data(number)
             if stop:
                 self._save(wait=True)
@@ -216,10 +217,9 @@ class _Stage:
                 return False  # the time is up
             self.position = replace(self.position, progress=progress)
             self._tell_saves(self.saver.ended())
-            batch = self._next(coming)
-            start = clock()
-            loss, grad_norm, lr_factor = self._train_step(batch)
-            self._measure(loss, grad_norm, lr_factor, clock() - start)
+            loss, grad_norm, lr_factor = self._train_step(self._next(coming))
+            # From before the agreement: there several GPUs end the update before, as one does in the step's pass.
+            self._measure(loss, grad_norm, lr_factor, clock() - start - (self.result.other_s - waited_s))
             if self.position.skipped_in_a_row >= config.max_skipped_steps:
                 self._roll_back()
                 return True
@@ -238,7 +238,8 @@ class _Stage:
     def _train_step(self, batch: Batch) -> tuple[float, float, float]:
         """One optimizer step over all micro-batches of all workers. Returns loss, gradient norm and schedule factor.
 
-        The host runs ahead of a GPU and waits for it once, to decide whether the weights may be updated.
+        The host runs ahead of a GPU and waits for it once, to decide whether the weights may be updated (and, of
+        several workers, to agree on that and on failures; kernels that want to know where documents begin wait too).
         """
         trainee, position, workers = self.trainee, self.position, self.around.workers
         (valid,) = workers.sum(float((batch.targets != IGNORE).sum()))

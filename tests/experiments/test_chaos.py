@@ -29,7 +29,7 @@ def attempt_at(directory: Path, **env: str) -> Attempt:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(300, func_only=True)
 def test_struck_at_every_named_point_it_ends_with_the_same_bits(whole, tmp_path):
     plan = tmp_path / "faults.json"
     write_plan(plan, FAULTS)
@@ -42,7 +42,7 @@ def test_struck_at_every_named_point_it_ends_with_the_same_bits(whole, tmp_path)
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(150, func_only=True)
 def test_damaged_and_deleted_files_are_named_and_the_rest_is_enough(whole, tmp_path):
     """The last base checkpoint loses a bit, the last two of SFT are deleted, Ray's files are garbage: the run trains
     again what is missing and ends with the same bits."""

@@ -405,6 +405,24 @@ def test_the_host_waits_for_the_device_once_in_a_step(dataset, tmp_path, monkeyp
     assert workers.waits == [2] * 3
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nor_does_it_wait_within_a_step_of_a_gpu():
+    """Copies to it, which the device above takes without a word, included."""
+    model = Transformer(MODEL).to("cuda")
+    optimizer = MuonAdamW(model, PEAK)
+    ids = torch.randint(MODEL.vocab_size, (2, 4, ROW)).pin_memory()
+    for mode in ("default", "error"):  # the first step makes what all share
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            inputs, targets = (part.to("cuda", non_blocking=True) for part in ids)
+            model.loss_sum(inputs, targets).backward()
+            optimizer.reduce_gradients()
+            optimizer.step(1.0, 0.9)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 # --- a deadline -----------------------------------------------------------------------------------------------------
 
 

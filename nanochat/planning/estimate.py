@@ -20,7 +20,7 @@ UTILISATION = {True: 0.68, False: 0.38}
 SHEET_SHARE = 0.66  # of a data sheet's peak that products reach: 0.76 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
 # Imports, measuring, Ray and the worker's model; on a GPU on a machine just started: LOG.md, 2026-11-27.
-START_S = {"cpu": 10.0, "cuda": 50.0}
+START_S = {"cpu": 8.0, "cuda": 50.0}
 # A first step that compiles, and one that finds all of it kept from an earlier run (on a GPU assumed): LOG.md.
 COMPILE_S = {"cpu": (26.0, 3.0), "cuda": (24.0, 3.0)}
 TOKENIZER_CHARS_PER_S = 8e6

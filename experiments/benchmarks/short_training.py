@@ -6,8 +6,9 @@ from pathlib import Path
 from nanochat.config import RunConfig
 from nanochat.data.batches import Batches, Rows
 from nanochat.training.checkpoint import CheckpointStore
-from nanochat.training.loop import Surroundings, Trainee, train_stage
+from nanochat.training.loop import train_stage
 from nanochat.training.result import StageResult
+from nanochat.training.stage import Surroundings, Trainee
 from nanochat.workers import Workers
 
 

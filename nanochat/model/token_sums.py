@@ -5,7 +5,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from nanochat.model.lookup import PART, Sorted
+from nanochat.model.sorted_ids import PART, Sorted
 
 MOST_COLUMNS = 1024  # of a program
 COLUMNS_OF_A_WARP = 256  # 16 bytes a thread

@@ -14,9 +14,10 @@ from nanochat.model.cache import KVCache
 from nanochat.model.compiler import take_vector_instructions_for_granted, tell_of_determinism
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
-from nanochat.model.lookup import Sorted, lookup, sort_for_gradients
+from nanochat.model.lookup import lookup, sort_for_gradients
 from nanochat.model.loss import CHUNK_TOKENS, IGNORE, chunk_terms, linear_cross_entropy
 from nanochat.model.packed import LARGE, Packed, can_pack, few_rows, linear
+from nanochat.model.sorted_ids import Sorted
 
 MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # of a block, but for its gate
 

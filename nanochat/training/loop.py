@@ -3,9 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -13,84 +12,20 @@ from torch import Tensor
 from nanochat.config import StageConfig
 from nanochat.data.batches import IGNORE, Batch, Batches, prefetch
 from nanochat.errors import UserError
-from nanochat.events import Note, RolledBack, Saved, Sink, StageStarted, StepDone, Validated
-from nanochat.model import Transformer, train_flops_per_token
-from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.events import Note, RolledBack, Saved, StageStarted, StepDone, Validated
+from nanochat.model import train_flops_per_token
 from nanochat.optim.schedule import muon_momentum
 from nanochat.planning.hardware import forget_peak_memory, peak_memory_bytes
-from nanochat.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from nanochat.training.checkpoint import Checkpoint, CheckpointError
 from nanochat.training.pace import Pace
 from nanochat.training.result import StageResult
 from nanochat.training.saving import BackgroundSaver, Written
-from nanochat.workers import Workers
+from nanochat.training.stage import Position, Surroundings, Trainee
 
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
 EVALUATION_MARGIN = 1.3  # the last one may take so much longer than the one before
 WAIT_S, TELL_WAITING_S = 0.2, 10.0  # for data that still arrives
 SPEED_WINDOW = 200  # steps whose median is the speed
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """A model in training and what updates it."""
-
-    model: Transformer
-    optimizer: MuonAdamW
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a stage stands. With weights and optimizer state it decides all that follows; a checkpoint holds it."""
-
-    device_batch_size: int
-    """Rows of a forward pass: the config's, or fewer after memory ran out."""
-    step: int = 0
-    """Optimizer steps taken, skipped ones included."""
-    left_out: int = 0
-    """Batches of the data that rollbacks have passed over: step s takes batch s + left_out."""
-    lr_scale: float = 1.0
-    """Factor on the learning rate that rollbacks have left."""
-    rollbacks: int = 0
-    skipped_in_a_row: int = 0
-    """Latest steps whose loss or gradient was not finite."""
-    progress: float = 0.0
-    """Share of the stage done, in [0, 1]; the learning rate follows it."""
-    validated_step: int = -1
-    """When val_bpb was last measured."""
-
-    @property
-    def batch(self) -> int:
-        """The batch of the next step."""
-        return self.step + self.left_out
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a stage is trained among: the workers, the checkpoints, and who listens."""
-
-    workers: Workers
-    store: CheckpointStore
-    emit: Sink
-    validate: Callable[[int], float]
-    """val_bpb, with at most so many rows in a forward pass."""
-    should_stop: Callable[[], bool]
-    """Asked between steps."""
-    restore: Callable[[], Checkpoint | None]
-    """Puts the stage's newest regular checkpoint into the trainee and returns it; None: the stage's beginning."""
-    identity: Mapping[str, Any]
-    """Goes into every checkpoint's state: model config, tokenizer and data fingerprints."""
-    peak_flops: float
-    saves: bool = True
-    """Whether anything is saved at all."""
-    clock: Callable[[], float] = time.perf_counter
-    run_clock: Callable[[], float] = lambda: 0.0
-    """What deadlines are on, see `nanochat.clock`."""
-    recorded: Callable[[], int] = lambda: 0
-    """How much has been recorded of the stage, see `events.forget_after`."""
-    remember_rows: Callable[[int], None] = lambda rows: None
-    """Told the device_batch_size that was left after memory ran out."""
-    fault: Callable[[str], None] = lambda point: None
-    """Told the name of each point passed, for tests that break things there."""
 
 
 class Interrupted(Exception):

@@ -37,9 +37,10 @@ from nanochat.tasks.questions import Summary, read_questions, spread, summarise
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from nanochat.training.loop import Interrupted, Surroundings, Trainee, train_stage
+from nanochat.training.loop import Interrupted, train_stage
 from nanochat.training.prepare import StageData, prepare_growing, prepare_stage, prepare_tokenizer
 from nanochat.training.result import StageResult
+from nanochat.training.stage import Surroundings, Trainee
 from nanochat.workers import Workers
 
 # What checkpoints of earlier versions do not say of their model.

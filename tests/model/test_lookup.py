@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.model.lookup import PART, Sorted, _sum_by_token, lookup, sort_for_gradients
+from nanochat.model.lookup import _sum_by_token, lookup, sort_for_gradients
+from nanochat.model.sorted_ids import PART, Sorted
 
 
 @given(st.data(), st.integers(1, 40))

@@ -23,7 +23,8 @@ from nanochat.optim.scaling import Hyperparameters
 from nanochat.optim.schedule import Schedule
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from nanochat.training.loop import Interrupted, Surroundings, Trainee, train_stage
+from nanochat.training.loop import Interrupted, train_stage
+from nanochat.training.stage import Surroundings, Trainee
 from nanochat.workers import Workers
 
 ROW = 32

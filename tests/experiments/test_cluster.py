@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from experiments import cli, run_stage
 from experiments.benchmarks.chaos import small_run
-from experiments.cluster import beside
+from experiments.cluster import _lean_start, beside
 from nanochat.errors import UserError
 from nanochat.events import StepDone, read_events
 from nanochat.run import Run
@@ -151,3 +152,18 @@ def wait_until(condition, seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_start_that_fails_leaves_ray_as_it_was():
+    from ray._private import services
+    from ray._private.node import Node
+
+    def replaced() -> tuple[object, ...]:
+        return services.ConsolePopen, Node.start_api_server, Node.start_monitor
+
+    before, within = replaced(), list[bool]()
+    with suppress(ConnectionError), _lean_start(lambda: None):
+        within += (a is not b for a, b in zip(before, replaced(), strict=True))
+        raise ConnectionError
+    assert within == [True] * 3
+    assert replaced() == before

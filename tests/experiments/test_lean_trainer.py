@@ -8,7 +8,7 @@ import pytest
 NEIGHBOURS = """
 import sys, time
 import psutil, ray.train
-from experiments.cluster import cluster
+from experiments.cluster import NOBODY, cluster
 from nanochat.planning.hardware import Hardware
 def neighbours(settings):
     time.sleep(3)  # until all have their names
@@ -18,6 +18,8 @@ with cluster(Hardware("x", "cpu", 1, 2, 1, {}), while_starting=lambda: imported.
     print(imported)
     for each in psutil.Process().children():
         print(*each.cmdline())
+    gcs = ray._private.worker.global_worker.gcs_client
+    assert gcs.internal_kv_get(b"dashboard", b"dashboard") == NOBODY.encode()  # its agents find an answer
     from experiments.lean_trainer import LeanTrainer
     trainer = LeanTrainer(
         neighbours, train_loop_config={},

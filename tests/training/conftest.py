@@ -1,9 +1,11 @@
-"""Where the store is tested."""
+"""What tests of training share: places for checkpoints, and rows for the loop."""
 
 import pytest
 from pyarrow import fs
 
+from nanochat.data.dataset import TokenDataset
 from tests.training.places import Place, s3_place, s3_server
+from tests.training.stages import make_dataset
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,3 +38,8 @@ def place(request, tmp_path) -> Place:
 @pytest.fixture
 def s3(server, tmp_path) -> Place:
     return s3_place(server, f"only/{tmp_path.name}")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> TokenDataset:
+    return make_dataset(tmp_path_factory.mktemp("loop"))

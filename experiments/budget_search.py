@@ -12,16 +12,18 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.preparation import new_record, start_checkpoint
+from experiments.preparation import new_record, plan_of, start_checkpoint
 from nanochat.config import TINYWORLD, RunConfig, from_dict
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import COMPILE_S, corpus_shards, estimate, modelled_memory, step_seconds
+from nanochat.planning.estimate import modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
+from nanochat.planning.overheads import COMPILING, overhead_s
+from nanochat.planning.preparing import corpus_shards
 from nanochat.planning.resolve import Request, in_one_piece, resolve
 from nanochat.run import Run, create
 from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
@@ -175,12 +177,12 @@ class BudgetSearch:
 
     def _compile_s(self) -> float:
         """For the first time, as most configurations are of a width or a batch of their own."""
-        return COMPILE_S[self.hardware.device_type][0] if self.template.compile else 0.0
+        return overhead_s(COMPILING, 1, self.hardware) if self.template.compile else 0.0
 
     def _reserve_s(self) -> float:
         """After the base stage: evaluating and saving it, the later stages, the report."""
         on = self.hardware.device_type
-        tail_s = stage_tail_s(self.template, self.stage, on) + EVALUATION_S[on]
+        tail_s = stage_tail_s(self.template, self.stage, self.hardware) + EVALUATION_S[on]
         mode = MODES[self.template.mode]
         share = {"base": mode.base_iterations or 0, "mid": mode.mid_iterations, "sft": mode.sft_iterations}
         asked = {stage: share[stage] for stage in self.template.trained_stages}
@@ -270,7 +272,7 @@ class BudgetSearch:
         chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
         begin_s = self.policy.overheads.final_s - self._compile_s()  # compiling is of the stage
         config, record = self._new_record(self._request(chosen), runs_dir, begin_s)
-        return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
+        return config, {**record, "plan": asdict(plan_of(config, self.hardware, self.asked.request.num_workers))}
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
@@ -301,7 +303,7 @@ class BudgetSearch:
         trained = replace(trial.config().stage(self.stage), num_iterations=chosen.num_iterations, deadline_s=None,
                           eval_questions=questions)  # fmt: skip
         config = replace(config, cap_s=self.asked.cap_s, **{self.stage: trained})
-        return config, {**record, "plan": asdict(estimate(config, self.hardware, self.asked.request.num_workers))}
+        return config, {**record, "plan": asdict(plan_of(config, self.hardware, self.asked.request.num_workers))}
 
     def _final_run(
         self, request: Request, chosen: Config, why: str, now_s: float, begin_s: float | None, runs_dir: Path,

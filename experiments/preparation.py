@@ -26,15 +26,16 @@ from nanochat.data.chats import CHAT_STAGES, check_chat, missing
 from nanochat.data.documents import find_documents, read_documents
 from nanochat.data.hub import check_reachable, missing_bytes
 from nanochat.data.mixture_rows import check_datasets
-from nanochat.data.sources import cache_directory, corpus_directory
+from nanochat.data.sources import cache_directory, corpus_directory, world_directory
 from nanochat.errors import UserError
 from nanochat.inference.load import newest_checkpoint
 from nanochat.interchange.bring_in import find_model
 from nanochat.model import ModelConfig, count_parameters
-from nanochat.planning.estimate import Plan, corpus_shards, estimate, text_download_bytes
+from nanochat.planning.estimate import Plan, estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
 from nanochat.planning.history import History
 from nanochat.planning.memory import MemoryRecord
+from nanochat.planning.preparing import There, corpus_shards, text_download_bytes
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import (
     cost_reasons,
@@ -45,6 +46,7 @@ from nanochat.report import (
 from nanochat.run import Run
 from nanochat.training.calibrate import calibrate
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from nanochat.training.prepared import tokens_are_there
 from nanochat.training.storage import inside
 
 CALIBRATION_S = 20.0
@@ -85,9 +87,7 @@ def new_record(
     if request.storage:
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)
-    plan = estimate(config, hardware, request.num_workers)
-    if hardware.measured:
-        plan = _with_what_is_there(plan, config)
+    plan = plan_of(config, hardware, request.num_workers)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
     if hardware.measured and plan.disk_bytes > free:
         raise UserError(
@@ -144,23 +144,33 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
-def _with_what_is_there(plan: Plan, config: RunConfig) -> Plan:
-    """The same plan without the downloads that were made before. Raises UserError when the others do not fit."""
-    corpus = CORPORA.get(config.data)
-    if corpus is None:
-        return plan
-    cache = cache_directory()
-    needed = [*range(corpus_shards(config)), *([corpus.validation] if "base" in config.trained_stages else [])]
-    missing_text = missing_bytes(corpus, needed, corpus_directory(corpus, cache))
-    plan = replace(plan, download_bytes=plan.download_bytes - text_download_bytes(config) + missing_text)
+def plan_of(config: RunConfig, hardware: Hardware, num_workers: int) -> Plan:
+    """What a run will cost; on this machine, with what is there already. Raises UserError when downloads do not fit."""
+    if not hardware.measured:
+        return estimate(config, hardware, num_workers)
+    plan, cache = estimate(config, hardware, num_workers, _what_is_there(config)), cache_directory()
     free, total = shutil.disk_usage(_existing_parent(cache)).free, plan.download_bytes + plan.prepare_disk_bytes
-    if plan.download_bytes and total > free:
+    if config.data in CORPORA and plan.download_bytes and total > free:
         raise UserError(
-            f"{corpus.name} needs about {total / GIB:.1f} GiB of disk ({total:,} bytes: {len(needed)} shards and their "
-            f"tokens) and {cache} has {free / GIB:.1f} GiB free ({free:,} bytes)",
+            f"{config.data} needs about {total / GIB:.1f} GiB of disk ({total:,} bytes: {corpus_shards(config)} shards "
+            f"to train on and their tokens) and {cache} has {free / GIB:.1f} GiB free ({free:,} bytes)",
             "make room, set NANOCHAT_BASE_DIR to a larger disk, or train for fewer iterations",
         )
     return plan
+
+
+def _what_is_there(config: RunConfig) -> There:
+    """Of what a run needs, in the cache of this machine."""
+    cache, corpus, text_bytes = cache_directory(), CORPORA.get(config.data), 0
+    if corpus:
+        needed = [*range(corpus_shards(config)), *([corpus.validation] if "base" in config.trained_stages else [])]
+        text_bytes = text_download_bytes(config) - missing_bytes(corpus, needed, corpus_directory(corpus, cache))
+    return There(
+        world=world_directory(cache).exists(),
+        conversations=not missing([stage for stage in CHAT_STAGES if stage in config.stages], True, cache),
+        text_bytes=text_bytes,
+        tokens=tokens_are_there(config, cache),
+    )
 
 
 def named_data(text: str) -> str:

@@ -28,6 +28,7 @@ from experiments.preparation import (
     named_data,
     named_run,
     new_record,
+    plan_of,
     show_plan,
 )
 from experiments.ray_train import Scale
@@ -39,7 +40,6 @@ from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check,
 from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.files import write_json
-from nanochat.planning.estimate import estimate
 from nanochat.planning.hardware import HARDWARE_NAMES
 from nanochat.planning.modes import MODES
 from nanochat.planning.resolve import Request, resolve
@@ -214,7 +214,7 @@ def _continued(run: Run, request: Request) -> tuple[RunConfig, dict[str, Any]]:
             stages=tuple(stage for stage in STAGES if stage in request.stages),
             **{stage: fresh.stage(stage) for stage in new_stages if stage in TRAINED_STAGES},
         )  # type: ignore[arg-type]
-        record = {**record, "request": asdict(request), "plan": asdict(estimate(config, hardware, request.num_workers))}
+        record = {**record, "request": asdict(request), "plan": asdict(plan_of(config, hardware, request.num_workers))}
     if differences:
         raise UserError(
             f"run {run.name!r} exists and was asked for otherwise: {'; '.join(differences)}",

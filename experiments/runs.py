@@ -37,7 +37,7 @@ from nanochat.errors import UserError
 from nanochat.inference.load import STAGES, find_run, load_model, newest_checkpoint
 from nanochat.interchange.bring_in import find_model
 from nanochat.planning.hardware import detect_hardware
-from nanochat.planning.history import Finished, History
+from nanochat.planning.history import Finished, FinishedRun, History
 from nanochat.report import (
     conversation,
     cost_reasons,
@@ -358,35 +358,50 @@ def _storage(run: Run) -> str:
 def _plans(options: argparse.Namespace) -> None:
     hardware = detect_hardware()
     print(hardware.describe())
-    known = History(cache_directory(), hardware.name).read()
-    finished = [each for each in known if each.was_planned][-max(options.last, 1) :]
+    history = History(cache_directory(), hardware.name)
+    finished = [each for each in history.read() if each.was_planned][-max(options.last, 1) :]
     if not finished:
         raise UserError("no training has ended on this machine yet", "python experiments/run_stage.py --mode demo")
-    show_table(make_console(), plans_table(finished))
+    shown = {each.run for each in finished}
+    runs = [each for each in history.read_runs() if each.run in shown]
+    show_table(make_console(), plans_table(finished, runs))
     for what, errors in (("time", [_off(each.took_s, each.planned_s) for each in finished]),
+                         ("time of whole runs", [_off(each.took_s, each.planned_s) for each in runs]),
                          ("memory", [_off(each.took_bytes, each.planned_bytes) for each in finished])):  # fmt: skip
         within = sum(abs(error) <= CLOSE for error in errors)
-        print(f"{what}: off by {median(map(abs, errors)):.0%} (median); {within} of {len(errors)} within {CLOSE:.0%}")
+        if errors:
+            off = f"{median(map(abs, errors)):.0%}"
+            print(f"{what}: off by {off} (median); {within} of {len(errors)} within {CLOSE:.0%}")
 
 
-def plans_table(finished: list[Finished]) -> Table:
-    """One row a stage, the latest last."""
-    rows = tuple(
+def plans_table(finished: list[Finished], runs: list[FinishedRun]) -> Table:
+    """One row a stage, the latest last, and a run that went through in one go after its stages."""
+    stages = [(each.at, _stage_row(each)) for each in finished]
+    wholes = [
         (
-            f"{each.run.rpartition('/')[2]} {each.stage}",
-            f"{each.training.depth} x {each.training.width}",
-            f"{each.training.device_batch_tokens:,}",
-            duration(each.planned_s),
-            duration(each.took_s),
-            f"{_off(each.took_s, each.planned_s):+.0%}",
-            gigabytes(each.planned_bytes),
-            gigabytes(each.took_bytes),
-            f"{_off(each.took_bytes, each.planned_bytes):+.0%}",
+            each.at,
+            (f"{each.run.rpartition('/')[2]}, all of it", "", "", duration(each.planned_s), duration(each.took_s),
+             f"{_off(each.took_s, each.planned_s):+.0%}", "", "", ""),
         )
-        for each in finished
-    )
+        for each in runs
+    ]  # fmt: skip
+    rows = tuple(row for _, row in sorted(stages + wholes, key=lambda each: each[0]))
     columns = ("stage", "model", "tokens at once", "planned", "took", "", "memory planned", "took", "")
     return Table("Plans and what came of them", columns, rows)
+
+
+def _stage_row(each: Finished) -> tuple[str, ...]:
+    return (
+        f"{each.run.rpartition('/')[2]} {each.stage}",
+        f"{each.training.depth} x {each.training.width}",
+        f"{each.training.device_batch_tokens:,}",
+        duration(each.planned_s),
+        duration(each.took_s),
+        f"{_off(each.took_s, each.planned_s):+.0%}",
+        gigabytes(each.planned_bytes),
+        gigabytes(each.took_bytes),
+        f"{_off(each.took_bytes, each.planned_bytes):+.0%}",
+    )
 
 
 def _off(took: float, planned: float) -> float:

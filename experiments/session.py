@@ -24,12 +24,12 @@ from nanochat.clock import RunClock, start_clock
 from nanochat.config import STAGES, RunConfig
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
-from nanochat.events import Follower, StageFinished
+from nanochat.events import Follower, Prepared, StageFinished, read_events
 from nanochat.figures import warm_up
 from nanochat.model import train_flops_per_token
-from nanochat.planning.estimate import corpus_shards
 from nanochat.planning.hardware import Hardware
-from nanochat.planning.history import History, finished_stages
+from nanochat.planning.history import History, finished_run, finished_stages
+from nanochat.planning.preparing import corpus_shards
 from nanochat.report import (
     conversation,
     score_table,
@@ -123,7 +123,7 @@ def train(
     if outcome.state == "done":
         settle(run, config)
     try:
-        return _ended(console, run, config, outcome, sections)
+        return _ended(console, run, config, outcome, clock, sections)
     finally:
         if log:
             log.close(WAIT_S if config.cap_s is None else min(WAIT_S, config.cap_s - clock()))
@@ -158,6 +158,7 @@ def _ended(
     run: Run,
     config: RunConfig,
     outcome: Outcome,
+    clock: RunClock,
     sections: Callable[[], Sequence[Table | Text | Figure]],
 ) -> int:
     state = {"done": "done", "interrupted": "interrupted"}.get(outcome.state, "failed")
@@ -172,7 +173,7 @@ def _ended(
     if outcome.state == "interrupted":
         console.print("interrupted; the same command continues where it stopped")
         return 130
-    _remember(run, config)
+    _remember(run, config, clock)
     more = sections()
     _report(console, run, more)
     show_parts(console, more)
@@ -187,12 +188,16 @@ def _report(console: Console, run: Run, more: Sequence[Table | Text | Figure] = 
         _warn(console, f"no report: {error}")
 
 
-def _remember(run: Run, config: RunConfig) -> None:
+def _remember(run: Run, config: RunConfig, clock: RunClock) -> None:
     """Keep what the run took for the plans of later ones."""
-    hardware = run.hardware()
+    hardware, whole = run.hardware(), None
+    told = (str(run.directory), config, run.plan(), run.results())
     try:
-        found = finished_stages(str(run.directory), config, run.plan(), run.results(), hardware)
-        History(cache_directory(), hardware.name).add(found)
+        stages = finished_stages(*told, hardware)
+        if not clock.spent_s and not (run.directory / "search").exists():  # whose trials were not planned
+            prepared = [event for event in read_events(run.directory, "tokenizer") if isinstance(event, Prepared)]
+            whole = finished_run(*told, prepared, clock(), hardware)
+        History(cache_directory(), hardware.name).add(stages, whole)
     except OSError:  # a full disk: the run is what matters
         pass
 

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from nanochat.events import (
     Event,
     Note,
+    Prepared,
     RolledBack,
     Sampled,
     Saved,
@@ -58,7 +59,12 @@ def show_parts(console: Console, parts: Sequence[Table | Text | Figure]) -> None
             console.print("\n\n".join(part.paragraphs), soft_wrap=True, markup=False)
 
 
-_DOING = {Note: "working on that", StageStarted: "the first step", StageFinished: "ended, going on"}
+_DOING = {
+    Note: "working on that",
+    Prepared: "the model is made",
+    StageStarted: "the first step",
+    StageFinished: "ended, going on",
+}
 
 
 class Display:

@@ -31,6 +31,21 @@ class Note(Event):
 
 
 @dataclass(frozen=True)
+class Prepared(Event):
+    """All that the stages train on is there."""
+
+    kind: ClassVar[str] = "prepared"
+    sources_s: float
+    """Text and conversations made or fetched."""
+    made_world: bool
+    """Whether TinyWorld was among them."""
+    tokenising_s: float
+    """Token shards made or found."""
+    tokenised_bytes: int
+    """UTF-8, of those that were made."""
+
+
+@dataclass(frozen=True)
 class Resumed(Event):
     """A process took the stage up again from its checkpoint of `step`; what was recorded of later steps is gone."""
 
@@ -131,7 +146,8 @@ MAX_WAITING = 100_000  # lines kept in memory while the disk is full; then the o
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
-        Note, Resumed, StageStarted, StepDone, RolledBack, Validated, Sampled, Saved, TasksScored, StageFinished,
+        Note, Prepared, Resumed, StageStarted, StepDone, RolledBack, Validated, Sampled, Saved, TasksScored,
+        StageFinished,
     )
 }  # fmt: skip
 

@@ -6,10 +6,11 @@ from nanochat.clock import read_clock
 from nanochat.config import PUBLIC, STAGES, RunConfig
 from nanochat.corpora import CORPORA
 from nanochat.curves import read_curves
-from nanochat.events import Note, Resumed, RolledBack, Sampled, StepDone, read_events
+from nanochat.events import Note, Prepared, Resumed, RolledBack, Sampled, StepDone, read_events
 from nanochat.figures import accuracy_figure, stage_figure, time_figure
 from nanochat.model import train_flops_per_token
-from nanochat.planning.estimate import Plan, StageEstimate, corpus_shards
+from nanochat.planning.estimate import Plan, StageEstimate
+from nanochat.planning.preparing import corpus_shards
 from nanochat.report_parts import Figure, Lines, Part, Row, Table, Talk, Text, page
 from nanochat.run import Run
 
@@ -144,16 +145,26 @@ def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:
         return []
     largest = max(plan.stages, key=lambda stage: stage.memory.total)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in vars(largest.memory).items() if size)
-    evaluating = ", ".join(f"{stage.stage} {duration(stage.other_s)}" for stage in plan.stages)
+    preparing = ", ".join(f"{each.what} {duration(each.seconds)}" for each in plan.preparing)
+    runs_known = f"runs known here: {plan.runs_known}" if plan.runs_known else "assumed: no run has ended here yet"
     layouts = dict.fromkeys(_layout(config, stage, plan.num_workers) for stage in plan.stages)
     return [
         f"a step: {'; '.join(layouts)}",
         f"time: {plan.speed}",
-        f"of it compiling, evaluating and saving: {evaluating}",
+        f"beside the steps: {'; '.join(_beside_steps(stage) for stage in plan.stages)}",
+        f"prepare: {preparing}; {runs_known}",
         f"memory of {largest.stage}, in GB: {parts}",
         "disk: the checkpoints a stage keeps; prepare: token shards, in the cache that runs share",
         *_text_reasons(config, plan),
     ]
+
+
+def _beside_steps(stage: StageEstimate) -> str:
+    """What else a stage takes, where that is worth a word."""
+    parts = {"compiling": stage.compiling_s, "evaluating": stage.evaluating_s, "answering questions": stage.answering_s,
+             "saving": stage.saving_s}  # fmt: skip
+    told = ", ".join(f"{what} {duration(seconds)}" for what, seconds in parts.items() if seconds >= 0.05)
+    return f"{stage.stage} {told or 'nothing'}"
 
 
 def _text_reasons(config: RunConfig, plan: Plan) -> list[str]:
@@ -176,8 +187,11 @@ def time_parts(run: Run) -> dict[str, float]:
             parts[f"{stage}: compiling"] = result["first_step_s"]
             parts[f"{stage}: training"] = result["train_s"] - result["first_step_s"]
             parts[f"{stage}: evaluating, saving"] = result["other_s"]
-    rest = (clock.spent_s + max(clock.beat - clock.started, 0.0) if clock else 0.0) - sum(parts.values())
-    return {"starting, preparing, ending": rest, **parts} if rest > 0 else parts
+    prepared = [event for event in read_events(run.directory, "tokenizer") if isinstance(event, Prepared)]
+    tokenizer_s = run.results().get("tokenizer", {"seconds": 0.0})["seconds"]
+    preparing = tokenizer_s + sum(event.sources_s + event.tokenising_s for event in prepared)
+    rest = (clock.spent_s + max(clock.beat - clock.started, 0.0) if clock else 0.0) - sum(parts.values()) - preparing
+    return {"starting, ending": rest, "data and tokenizer": preparing, **parts} if rest > 0 else parts
 
 
 def report_parts(run: Run, more: Sequence[Part] = ()) -> list[Part]:

@@ -79,10 +79,7 @@ def open_sources(
 
     Args:
         stages: that will be trained: conversations of the hub are fetched for these alone.
-        say: told what is being done, where it takes long.
-
-    Args:
-        say: told what is waited for where files are fetched from a hub.
+        say: told what is being done, where it takes long, and what is waited for.
         corpus_shards: how many of them will be needed, as far as is known.
 
     Raises:
@@ -117,9 +114,14 @@ def _chats(chat: str, stages: Sequence[str], cache: Path, say: Callable[[str], N
     return Chats(train, val, questions)
 
 
+def world_directory(cache: Path) -> Path:
+    """Where TinyWorld is kept, whole or not at all."""
+    return cache / "tinyworld" / f"world-{WORLD_SEED}"
+
+
 def _world(cache: Path) -> Path:
     """TinyWorld, written unless it is there."""
-    return write(cache / "tinyworld" / f"world-{WORLD_SEED}", seed=WORLD_SEED).directory
+    return write(world_directory(cache), seed=WORLD_SEED).directory
 
 
 def _text_of(messages: list[dict]) -> str:

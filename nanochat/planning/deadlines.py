@@ -4,15 +4,9 @@ from dataclasses import replace
 
 from nanochat.config import RunConfig, StageConfig
 from nanochat.errors import UserError
-from nanochat.planning.estimate import (
-    SAVE_BYTES_PER_S,
-    SECONDS_PER_QUESTION,
-    checkpoint_bytes,
-    compile_seconds,
-    estimate,
-    step_seconds,
-)
+from nanochat.planning.estimate import checkpoint_bytes, compile_seconds, estimate, step_seconds
 from nanochat.planning.hardware import Hardware
+from nanochat.planning.overheads import ANSWERING, SAVING, UNENDED, reserved_overhead_s
 
 CLOSING_S = {"cpu": 9.0, "cuda": 15.0}  # for Ray to end and the report to be written
 SAMPLES_S = 1.0
@@ -65,7 +59,7 @@ def with_deadlines(
             eval_every=every,
             checkpoint_every=every,
             deadline_s=now,
-            tail_s=min(stage_tail_s(config, name, hardware.device_type), share / 3),
+            tail_s=min(stage_tail_s(config, name, hardware), share / 3),
         )
     return replace(config, cap_s=cap_s, **changed)  # type: ignore[arg-type]
 
@@ -78,7 +72,8 @@ def training_seconds(
     return cap_s - CLOSING_S[hardware.device_type] - start_s
 
 
-def stage_tail_s(config: RunConfig, stage: str, device_type: str) -> float:
-    """Seconds a stage takes after its last evaluation: saving, samples, questions."""
-    asking = config.stage(stage).eval_questions * SECONDS_PER_QUESTION[device_type]
-    return SAMPLES_S + asking + SLOW_DISK * checkpoint_bytes(config.model) / SAVE_BYTES_PER_S
+def stage_tail_s(config: RunConfig, stage: str, hardware: Hardware) -> float:
+    """Seconds to keep for what a stage does after its last evaluation: saving, samples, questions."""
+    answering = reserved_overhead_s(ANSWERING, config.stage(stage).eval_questions * config.model.depth, hardware)
+    saving = reserved_overhead_s(SAVING, checkpoint_bytes(config.model), hardware)
+    return SAMPLES_S + UNENDED * answering + SLOW_DISK * saving

@@ -1,41 +1,32 @@
 """What a configuration will cost, before anything runs: seconds, bytes of memory, bytes of disk. All are estimates."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from nanochat.config import PUBLIC, TINYWORLD, RunConfig, StageConfig
-from nanochat.corpora import CORPORA
+from nanochat.config import RunConfig, StageConfig
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.model.attention import blocked_weights
 from nanochat.model.loss import CHUNK_TOKENS
 from nanochat.planning.correction import Correction
 from nanochat.planning.hardware import Hardware
+from nanochat.planning.overheads import (
+    ANSWERING,
+    COMPILING,
+    COMPILING_AGAIN,
+    EVALUATING,
+    SAVING,
+    STARTING,
+    overhead_s,
+)
+from nanochat.planning.preparing import NOTHING, Preparation, There, download_bytes, preparations, shard_bytes
 
 # Shares of a GPU's measured matmul peak that a training step reaches, compiled or not; priors until a run has measured
 # better. Compiled: 0.68 of a run of depth 14 on an H200 (LOG.md, 2026-11-27); not compiled: assumed.
 UTILISATION = {True: 0.68, False: 0.38}
 SHEET_SHARE = 0.66  # of a data sheet's peak that products reach: 0.76 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
-# Imports, measuring, Ray and the worker's model; on a GPU on a machine just started: LOG.md, 2026-11-27.
-START_S = {"cpu": 8.0, "cuda": 50.0}
-# A first step that compiles, and one that finds all of it kept from an earlier run (on a GPU assumed): LOG.md.
-COMPILE_S = {"cpu": (26.0, 3.0), "cuda": (24.0, 3.0)}
-TOKENIZER_CHARS_PER_S = 8e6
-TOKENISE_CHARS_PER_CPU_S = 4e6
-TINYWORLD_S, TINYWORLD_CHARS = 6.0, 20_000_000
-SECONDS_PER_QUESTION = {"cpu": 0.02, "cuda": 0.07}  # of a model that does not end its answers: that takes longest
-SAVE_BYTES_PER_S = 350e6  # 360 MB/s of 4.3 GB on the disk of that H200's machine
-CHARS_PER_TOKEN = 3.5
-SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
-CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
-# What --chat public fetches and makes, see nanochat.data.mixtures: SmolTalk is most of both.
-PUBLIC_CHAT_BYTES, PUBLIC_CHAT_S = 1_000_000_000, 240.0
-DOWNLOAD_BYTES_PER_S = 30e6  # assumed: a good line of a quarter gigabit
-FIRST_CHARS = 80_000_000  # of a corpus, the text of its first token shard
-PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
 # Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
 SPREAD = {
     "speed": {"common_sd": 0.25, "local_sd": 0.15, "reach": 0.7, "noise": 0.06},
@@ -108,11 +99,17 @@ class StageEstimate:
     flops: float
     """Of the model; the optimizer's are in the time."""
     train_s: float
-    other_s: float
-    """Compiling, evaluating, saving."""
+    compiling_s: float
+    evaluating_s: float
+    answering_s: float
+    saving_s: float
     memory: Memory
     disk_bytes: int
     """Checkpoints kept, and one while it is written."""
+
+    @property
+    def other_s(self) -> float:
+        return self.compiling_s + self.evaluating_s + self.answering_s + self.saving_s
 
     @property
     def seconds(self) -> float:
@@ -123,8 +120,7 @@ class StageEstimate:
 class Plan:
     """The cost of a run on given hardware."""
 
-    prepare_s: float
-    """Starting, making the data and the tokenizer, tokenising."""
+    preparing: tuple[Preparation, ...]
     prepare_disk_bytes: int
     """Token shards, in the cache that runs share."""
     download_bytes: int
@@ -132,7 +128,13 @@ class Plan:
     stages: tuple[StageEstimate, ...]
     num_workers: int
     speed: str
-    """Where the seconds come from, for people."""
+    """Where the seconds of a step come from, for people."""
+    runs_known: int
+    """That have told what a run takes besides its steps."""
+
+    @property
+    def prepare_s(self) -> float:
+        return sum(each.seconds for each in self.preparing)
 
     @property
     def seconds(self) -> float:
@@ -233,14 +235,16 @@ def _times(what: str, config: RunConfig, rows: int, hardware: Hardware, num_work
 
 
 def compile_seconds(config: RunConfig, rows: int, hardware: Hardware) -> float:
-    """Until a process that trains so many rows at a time has compiled. What was compiled for an earlier training of
-    this width and as many tokens at once serves any depth, unless somebody has emptied the compiler's cache."""
-    if not config.compile:
-        return 0.0
-    cold_s, warm_s = COMPILE_S[hardware.device_type]
+    """Until a process that trains so many rows at a time has compiled."""
+    return overhead_s(compiling_part(config, rows, hardware), 1, hardware) if config.compile else 0.0
+
+
+def compiling_part(config: RunConfig, rows: int, hardware: Hardware) -> str:
+    """COMPILING, or COMPILING_AGAIN: what was compiled for an earlier training of this width and as many tokens at
+    once serves any depth, unless somebody has emptied the compiler's cache."""
     asked = (config.compute_dtype, config.model.width, rows * config.model.max_seq_len)
     kept = ((each.compute_dtype, each.width, each.device_batch_tokens) for each in hardware.trainings if each.compile)
-    return warm_s if asked in kept else cold_s
+    return COMPILING_AGAIN if asked in kept else COMPILING
 
 
 def speed_sd(config: RunConfig, stage: StageConfig, hardware: Hardware, num_workers: int = 1) -> float:
@@ -269,21 +273,26 @@ def checkpoint_bytes(model: ModelConfig) -> int:
     return 4 * (count.total + 2 * (count.total - count.matrices) + count.matrices)
 
 
-def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1) -> Plan:
-    """The plan of a resolved configuration."""
-    prepare_s = _prepare_seconds(config, hardware)
+def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1, there: There = NOTHING) -> Plan:
+    """The plan of a resolved configuration.
+
+    Args:
+        there: what of its data need not be made or fetched.
+    """
+    preparing = preparations(config, hardware, there)
     stages: list[StageEstimate] = []
-    since_s = prepare_s
+    since_s = sum(each.seconds for each in preparing)
     for name in config.trained_stages:
         stages.append(_stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
         since_s += stages[-1].seconds
     return Plan(
-        prepare_s,
-        _shard_bytes(config),
-        _chat_download_bytes(config) + text_download_bytes(config),
+        preparing,
+        shard_bytes(config),
+        download_bytes(config, there),
         tuple(stages),
         num_workers,
         _speed(config, hardware, num_workers),
+        runs_known=sum(each.part == STARTING for each in hardware.overheads),
     )
 
 
@@ -302,113 +311,33 @@ def _speed(config: RunConfig, hardware: Hardware, num_workers: int) -> str:
     return f"{share:.0%} of the {peak / 1e12:.3g} TFLOP/s of {dtype} products, ± {sd:.0%} ({known})"
 
 
-def _prepare_seconds(config: RunConfig, hardware: Hardware) -> float:
-    """Until the first stage begins."""
-    return (
-        START_S[hardware.device_type]
-        + min(config.tokenizer.max_chars, _available_chars(config.data)) / TOKENIZER_CHARS_PER_S
-        + (TINYWORLD_S if config.data == TINYWORLD else 0.0)
-        + (PUBLIC_CHAT_S if _chat_download_bytes(config) else 0.0)
-        + _first_chars(config) / TOKENISE_CHARS_PER_CPU_S / hardware.cpu_count
-        + _first_download_bytes(config) / DOWNLOAD_BYTES_PER_S
-    )
-
-
-def _chat_download_bytes(config: RunConfig) -> int:
-    """As if nothing were in the cache yet."""
-    return PUBLIC_CHAT_BYTES if config.chat == PUBLIC and {"mid", "sft"} & set(config.trained_stages) else 0
-
-
-def _first_chars(config: RunConfig) -> float:
-    """Characters that are tokenised before the first step: of a corpus little, as the rest arrives meanwhile."""
-    chars = _prepared_chars(config)
-    return chars if config.data not in CORPORA else min(chars, _chat_chars(config) + FIRST_CHARS)
-
-
-def _first_download_bytes(config: RunConfig) -> float:
-    """What is fetched before the first step: the tokenizer's text, or a shard, and the validation shard."""
-    corpus = CORPORA.get(config.data)
-    if corpus is None or not corpus_shards(config):
-        return 0.0
-    return (corpus.shards_for(0, 0 if config.start_from else config.tokenizer.max_chars) + 1) * corpus.shard_bytes
-
-
-def _prepared_chars(config: RunConfig) -> float:
-    """Characters that are tokenised: what the base stage goes through, or all there is, and the conversations."""
-    chats = _chat_chars(config)
-    if "base" not in config.trained_stages:
-        return chats
-    wanted = _text_tokens(config) * CHARS_PER_TOKEN
-    available = _available_chars(config.data)
-    return chats + (available if config.data == TINYWORLD else min(wanted, available))  # the world is tokenised whole
-
-
-def _chat_chars(config: RunConfig) -> float:
-    """Of the conversations that are tokenised: TinyWorld's whole, of others what mid and SFT go through."""
-    stages = [stage for stage in config.trained_stages if stage != "base"]
-    if config.chat == TINYWORLD:
-        return CHATS_CHARS if stages else 0
-    tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)
-    there = np.inf if config.chat == PUBLIC else len(stages) * _available_chars(config.chat)
-    return float(min(tokens * CHARS_PER_TOKEN, there))
-
-
-def _text_tokens(config: RunConfig) -> int:
-    """What the base stage goes through."""
-    return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
-
-
-def corpus_shards(config: RunConfig) -> int:
-    """About how many training shards of its corpus a run needs; 0 where its text is not from a hub."""
-    corpus = CORPORA.get(config.data)
-    makes_tokenizer = not config.start_from
-    if corpus is None or not (makes_tokenizer or "base" in config.trained_stages):
-        return 0
-    tokens = _text_tokens(config) if "base" in config.trained_stages else 0
-    return corpus.shards_for(tokens, config.tokenizer.max_chars if makes_tokenizer else 0)
-
-
-def text_download_bytes(config: RunConfig) -> int:
-    """Of a corpus, as if nothing were in the cache yet."""
-    shards = corpus_shards(config)
-    validation = "base" in config.trained_stages
-    return (shards + validation) * CORPORA[config.data].shard_bytes if shards else 0
-
-
-def _shard_bytes(config: RunConfig) -> int:
-    bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
-    return round(SHARD_SIZE * bytes_per_token * _prepared_chars(config) / CHARS_PER_TOKEN)
-
-
-def _available_chars(data: str) -> float:
-    """Of the text that --data names, by the sizes of its files; of what cannot be looked at, any number."""
-    if data == TINYWORLD:
-        return TINYWORLD_CHARS
-    if corpus := CORPORA.get(data):
-        return corpus.validation * corpus.shard_chars
-    files = [Path(data)] if Path(data).is_file() else [path for path in Path(data).rglob("*") if path.is_file()]
-    return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf
-
-
 def _stage_estimate(
     config: RunConfig, name: str, hardware: Hardware, num_workers: int, since_s: float, *, first: bool
 ) -> StageEstimate:
     """Args: since_s: when the stage begins on the run's clock."""
-    stage, device = config.stage(name), hardware.device_type
+    stage = config.stage(name)
     per_step = step_seconds(config, stage, hardware, num_workers)
-    evaluating = stage.eval_tokens / stage.total_batch_size * per_step / 2
-    answering = stage.eval_questions * SECONDS_PER_QUESTION[device]
+    an_evaluation = overhead_s(EVALUATING, stage.eval_tokens / stage.total_batch_size * per_step, hardware)
+    answering = overhead_s(ANSWERING, stage.eval_questions * config.model.depth, hardware)
     compiling = compile_seconds(config, stage.device_batch_size, hardware) if first else 0.0
-    saving = checkpoint_bytes(config.model) / SAVE_BYTES_PER_S if config.keep_checkpoints else 0.0  # the last one
+    saving = overhead_s(SAVING, checkpoint_bytes(config.model), hardware) if config.keep_checkpoints else 0.0
     iterations = stage.num_iterations
     if stage.deadline_s is not None:
-        per_step_in_all = per_step + evaluating / stage.eval_every
-        spare = stage.deadline_s - since_s - compiling - answering - evaluating - saving
+        per_step_in_all = per_step + an_evaluation / stage.eval_every
+        spare = stage.deadline_s - since_s - compiling - answering - an_evaluation - saving
         iterations = max(min(iterations, int(spare / per_step_in_all)), 0)
     tokens = iterations * stage.total_batch_size
-    other_s = (iterations // stage.eval_every + 1) * evaluating + answering + compiling + saving
-    flops = float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len)
-    memory = train_memory(config, stage.device_batch_size, hardware, num_workers)
     saved = min(config.keep_checkpoints, iterations // stage.checkpoint_every + 1) + 1 + config.keep_best_checkpoint
-    disk_bytes = saved * checkpoint_bytes(config.model) if config.keep_checkpoints else 0
-    return StageEstimate(name, iterations, tokens, flops, iterations * per_step, other_s, memory, disk_bytes)
+    return StageEstimate(
+        stage=name,
+        iterations=iterations,
+        tokens=tokens,
+        flops=float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len),
+        train_s=iterations * per_step,
+        compiling_s=compiling,
+        evaluating_s=(iterations // stage.eval_every + 1) * an_evaluation,
+        answering_s=answering,
+        saving_s=saving,
+        memory=train_memory(config, stage.device_batch_size, hardware, num_workers),
+        disk_bytes=saved * checkpoint_bytes(config.model) if config.keep_checkpoints else 0,
+    )

@@ -36,6 +36,16 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """How a part of a run besides its training steps compared with what was assumed of it."""
+
+    part: str
+    """See `nanochat.planning.overheads`."""
+    times: float
+    """The assumed."""
+
+
+@dataclass(frozen=True)
 class Hardware:
     """One device of the machine a run is planned for.
 
@@ -52,6 +62,8 @@ class Hardware:
     measured: bool = True
     trainings: tuple[Training, ...] = ()
     """What was trained on it."""
+    overheads: tuple[Overhead, ...] = ()
+    """What else runs on it took."""
 
     def describe(self) -> str:
         """One line for the plan."""

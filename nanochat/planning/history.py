@@ -3,17 +3,42 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from nanochat.config import RunConfig, from_dict
+from nanochat.config import PUBLIC, RunConfig, from_dict
+from nanochat.corpora import CORPORA
+from nanochat.events import Prepared
 from nanochat.files import exclusive, write_json
-from nanochat.planning.estimate import Plan, modelled_memory, modelled_step_seconds
-from nanochat.planning.hardware import Hardware, Training
+from nanochat.planning.estimate import (
+    Plan,
+    checkpoint_bytes,
+    compiling_part,
+    modelled_memory,
+    modelled_step_seconds,
+)
+from nanochat.planning.hardware import Hardware, Overhead, Training
+from nanochat.planning.overheads import (
+    ANSWERING,
+    COMPILING,
+    COMPILING_AGAIN,
+    EVALUATING,
+    MAKING,
+    SAVING,
+    STARTING,
+    TOKENISING,
+    TOKENIZER,
+    assumed_overhead_s,
+    overhead_s,
+)
 
 MOST_KEPT = 300
+T = TypeVar("T")
+RUNS_HEEDED = 10  # the latest, for what runs take besides their steps
+MOST_TIMES = 30.0  # the assumed, or as small a part of it: beyond that something else was measured
 MODELS = 5  # of time and memory, beside which trainings are kept: raise it when they change
 LEAST_STEPS, LEAST_S = 50, 10.0  # of a training that tells anything
 CALIBRATION = "calibration"  # how the name begins that a calibration has in place of a run's directory
@@ -42,8 +67,20 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class FinishedRun:
+    """A run that went from its start to its end by one command, and what its plan had said of it."""
+
+    run: str
+    at: float
+    """Seconds since the epoch."""
+    planned_s: float
+    took_s: float
+    overheads: tuple[Overhead, ...]
+
+
+@dataclass(frozen=True)
 class History:
-    """The stages that ended on one kind of hardware.
+    """The stages and runs that ended on one kind of hardware.
 
     Args:
         directory: shared by all runs.
@@ -54,38 +91,57 @@ class History:
     hardware: str
 
     def read(self) -> list[Finished]:
-        """The oldest first; what makes no sense is left out."""
+        """The stages, the oldest first; what makes no sense is left out."""
+        return self._read("stages", Finished)
+
+    def read_runs(self) -> list[FinishedRun]:
+        """The runs, likewise."""
+        return self._read("runs", FinishedRun)
+
+    def _read(self, key: str, kind: type[T]) -> list[T]:
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
+        if isinstance(kept, list):
+            kept = {"stages": kept}  # as once written
+        entries = kept.get(key) if isinstance(kept, dict) else None
         found = []
-        for each in kept if isinstance(kept, list) else []:
-            with suppress(TypeError):
-                found.append(from_dict(Finished, each))
+        for each in entries if isinstance(entries, list) else []:
+            with suppress(TypeError, AttributeError):
+                found.append(from_dict(kind, each))
         return found
 
-    def add(self, finished: list[Finished]) -> None:
+    def add(self, finished: list[Finished], run: FinishedRun | None = None) -> None:
         """Keep these, each in place of an earlier one of that run and stage; what is known already keeps its time."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(self._path.with_suffix(".lock")):
-            known = {(each.run, each.stage): each for each in self.read()}
+            stages = {(each.run, each.stage): each for each in self.read()}
             for each in finished:
-                before = known.get((each.run, each.stage))
+                before = stages.get((each.run, each.stage))
                 if before is None or replace(before, at=each.at) != each:
-                    known[each.run, each.stage] = each
-            latest = sorted(known.values(), key=lambda each: each.at)[-MOST_KEPT:]
-            write_json(self._path, [asdict(each) for each in latest])
+                    stages[each.run, each.stage] = each
+            runs = {each.run: each for each in self.read_runs()} | ({run.run: run} if run else {})
+            write_json(self._path, {"stages": _latest(stages.values()), "runs": _latest(runs.values())})
 
     def known_of(self, hardware: Hardware) -> Hardware:
         """The hardware, with what was trained on it. Later stages share a process with the first, and tell nothing of
         memory."""
-        return replace(hardware, trainings=tuple(each.training for each in self.read() if each.first))
+        runs = self.read_runs()[-RUNS_HEEDED:]
+        return replace(
+            hardware,
+            trainings=tuple(each.training for each in self.read() if each.first),
+            overheads=tuple(overhead for each in runs for overhead in each.overheads),
+        )
 
     @property
     def _path(self) -> Path:
         key = f"{self.hardware}, models {MODELS}"
         return self.directory / "plans" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _latest(entries: Iterable[Any]) -> list[dict[str, Any]]:
+    return [asdict(each) for each in sorted(entries, key=lambda each: each.at)[-MOST_KEPT:]]
 
 
 def finished_stages(
@@ -114,6 +170,83 @@ def finished_stages(
         found.append(Finished(run, name, time.time(), planned_s, took_s, expected.memory.total, took_bytes, training,
                               first=name == config.trained_stages[0]))  # fmt: skip
     return found
+
+
+def finished_run(
+    run: str,
+    config: RunConfig,
+    plan: Plan,
+    results: dict[str, dict[str, Any]],
+    prepared: list[Prepared],
+    took_s: float,
+    hardware: Hardware,
+) -> FinishedRun | None:
+    """What there is to learn from a run as a whole.
+
+    Args:
+        prepared: what was told of it; of a run that was restarted more than once, and such a run teaches nothing.
+        took_s: from the start of its command to now, when all has ended.
+    """
+    trained = {name: results[name] for name in config.trained_stages if name in results}
+    stages = {stage.stage: stage for stage in plan.stages}
+    if not trained or trained.keys() != stages.keys() or len(prepared) != 1:
+        return None
+    if any(result["starts"] != 1 for result in trained.values()):
+        return None
+    planned_s = plan.prepare_s
+    for name, result in trained.items():  # as in `finished_stages`
+        planned_s += result["iterations"] * stages[name].train_s / max(stages[name].iterations, 1)
+        planned_s += stages[name].other_s
+    overheads = _overheads(config, results, prepared[0], took_s, hardware)
+    return FinishedRun(run, time.time(), planned_s, took_s, overheads)
+
+
+def _overheads(
+    config: RunConfig, results: dict[str, dict[str, Any]], prepared: Prepared, took_s: float, hardware: Hardware
+) -> tuple[Overhead, ...]:
+    """What a run took besides its training steps, beside what was assumed of it."""
+    parts: dict[str, tuple[float, float]] = {}  # seconds and amount
+
+    def took(part: str, seconds: float, amount: float) -> None:
+        before = parts.get(part, (0.0, 0.0))
+        parts[part] = before[0] + seconds, before[1] + amount
+
+    rest_s = took_s - prepared.sources_s - prepared.tokenising_s
+    if prepared.made_world and config.chat != PUBLIC:
+        took(MAKING, prepared.sources_s, 1)
+    if tokenizer := results.get("tokenizer"):
+        rest_s -= tokenizer["seconds"]
+    if config.data not in CORPORA:  # else it was waited for downloads
+        took(TOKENISING, prepared.tokenising_s, prepared.tokenised_bytes / hardware.cpu_count)
+        if tokenizer:
+            took(TOKENIZER, tokenizer["seconds"], tokenizer["characters"])
+    for name in config.trained_stages:
+        stage, result = config.stage(name), results[name]
+        rest_s -= result["train_s"] + result["other_s"]
+        if config.keep_checkpoints:
+            took(SAVING, result["save_stall_s"], checkpoint_bytes(config.model))
+        if asked := result["scores"].get("overall"):
+            took(ANSWERING, result["answering_s"], asked["count"] * config.model.depth)
+        if not (rate := result["tokens_per_second"]):
+            continue
+        took(EVALUATING, result["evaluation_s"], stage.eval_tokens / rate)
+        if config.compile and name == config.trained_stages[0]:
+            part = compiling_part(config, stage.device_batch_size, hardware)
+            seconds = result["first_step_s"] - stage.total_batch_size / rate
+            if (seconds > _compiling_limit_s(hardware)) == (part == COMPILING):  # else the compiler's cache was another
+                took(part, seconds, 1)
+    took(STARTING, rest_s, 1)
+    times = {
+        part: seconds / assumed_overhead_s(part, amount, hardware.device_type)
+        for part, (seconds, amount) in parts.items()
+        if amount > 0
+    }
+    return tuple(Overhead(part, each) for part, each in times.items() if 1 / MOST_TIMES < each < MOST_TIMES)
+
+
+def _compiling_limit_s(hardware: Hardware) -> float:
+    """Above it a first step has compiled, below it found what it needs."""
+    return (overhead_s(COMPILING, 1, hardware) * overhead_s(COMPILING_AGAIN, 1, hardware)) ** 0.5
 
 
 def measured(

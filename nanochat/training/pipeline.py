@@ -15,12 +15,12 @@ from nanochat.data.batches import Batches, SequentialBatches
 from nanochat.data.dataset import TokenDataset
 from nanochat.data.growing import Feeder, GrowingDataset
 from nanochat.data.shards import Spread
-from nanochat.data.sources import Sources, cache_directory, open_sources
+from nanochat.data.sources import Sources, cache_directory, open_sources, world_directory
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade, shown
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.evaluation.code_runner import WARNING
-from nanochat.events import Note, Sampled, Sink, StageFinished, TasksScored, forget_after, recorded_bytes
+from nanochat.events import Note, Prepared, Sampled, Sink, StageFinished, TasksScored, forget_after, recorded_bytes
 from nanochat.files import write_json
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
@@ -29,9 +29,9 @@ from nanochat.model.attention import unavailable
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
-from nanochat.planning.estimate import corpus_shards
 from nanochat.planning.hardware import keep_freed_memory, measure_peak
 from nanochat.planning.memory import MemoryRecord
+from nanochat.planning.preparing import corpus_shards
 from nanochat.run import Run
 from nanochat.tasks.questions import Summary, read_questions, spread, summarise
 from nanochat.tokenizer import Tokenizer
@@ -39,6 +39,7 @@ from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.loop import Interrupted, train_stage
 from nanochat.training.prepare import StageData, prepare_growing, prepare_stage, prepare_tokenizer
+from nanochat.training.prepared import made_bytes, note_tokens
 from nanochat.training.result import StageResult
 from nanochat.training.stage import Surroundings, Trainee
 from nanochat.workers import Workers
@@ -77,7 +78,7 @@ def run_pipeline(
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _Shared:
     """What every stage shares. Made by rank 0 and sent to the others, who open the same files."""
 
     sources: Sources
@@ -136,9 +137,9 @@ class _Pipeline:
         warn = partial(self._note, stage, warning=True)
         return self.workers.from_lead(store.newest(warn) if self.workers.leads else None)
 
-    def _prepare(self) -> _Prepared:
+    def _prepare(self) -> _Shared:
         """Rank 0 makes tokenizer and shards; what stops it there is raised on every worker."""
-        made: _Prepared | UserError | Interrupted | None = None
+        made: _Shared | UserError | Interrupted | None = None
         if self.workers.leads:
             try:
                 made = self._prepare_here()
@@ -150,7 +151,7 @@ class _Pipeline:
         assert made is not None
         return made
 
-    def _prepare_here(self) -> _Prepared:
+    def _prepare_here(self) -> _Shared:
         cache = cache_directory()
 
         def say(text: str) -> None:
@@ -159,13 +160,18 @@ class _Pipeline:
                 raise Interrupted
 
         say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
+        had_world, had_shards = world_directory(cache).exists(), set((cache / "shards").glob("*"))
+        start = time.perf_counter()
         sources = open_sources(
             self.config.data, cache, self.config.chat, self.config.stages, say, corpus_shards(self.config)
         )
+        sources_s = time.perf_counter() - start
+        made_world = not had_world and world_directory(cache).exists()
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
         self.fault("tokenizer")
         say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")
-        data = {}
+        start = time.perf_counter()
+        data: dict[str, StageData] = {}
         for stage in self.config.trained_stages:
             say(f"tokenising for {stage}")
             if stage == "base" and self.config.data in CORPORA:
@@ -180,7 +186,10 @@ class _Pipeline:
                 f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, none lost to cropping, "
                 f"{train.padded_fraction:.1%} padding"
             )
-        return _Prepared(sources, data)
+        tokenising_s = time.perf_counter() - start
+        note_tokens(self.config, cache, data)
+        self.emit(Prepared("tokenizer", sources_s, made_world, tokenising_s, made_bytes(data, had_shards)))
+        return _Shared(sources, data)
 
     def _note(self, stage: str, text: str, warning: bool = False) -> None:
         self.emit(Note(stage, text, warning))
@@ -299,9 +308,9 @@ class _Pipeline:
             asked = [question for question in questions if run_code or question.kind != "code"]
             graded = grade(engine, spread(asked, limit), run_code=run_code)
             result.scores = scores_of(summarise(graded))
-            seconds = time.perf_counter() - start
-            result.other_s += seconds
-            self.emit(TasksScored(name, result.iterations, result.scores, seconds))
+            result.answering_s = time.perf_counter() - start
+            result.other_s += result.answering_s
+            self.emit(TasksScored(name, result.iterations, result.scores, result.answering_s))
         write_json(self.run_.result_path(name), asdict(result))
         self.emit(StageFinished(name, result.iterations, asdict(result)))
 

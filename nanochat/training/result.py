@@ -15,9 +15,11 @@ class StageResult:
     first_step_s: float = 0.0
     """The first step of the last start: compiling, mostly."""
     other_s: float = 0.0
-    """Evaluating, sampling, saving."""
+    """Evaluating, answering, saving."""
     evaluation_s: float = 0.0
     """The latest measurement of val_bpb."""
+    answering_s: float = 0.0
+    """The questions at the end; part of `other_s`."""
     tokens_per_second: float = 0.0
     """Median over the steps after warm-up."""
     model_flops_per_second: float = 0.0

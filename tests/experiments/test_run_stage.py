@@ -17,7 +17,8 @@ import torch
 from experiments import cli, preparation
 from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
-from nanochat.events import Sampled, StepDone, TasksScored, read_events
+from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_events
+from nanochat.report import time_parts
 from nanochat.run import Run
 from nanochat.training.checkpoint import CheckpointStore
 from tests.small_run import TINY, Whole, command, final_weights, run_stage
@@ -199,6 +200,23 @@ def test_plan_only_writes_nothing(tmp_path):
     assert done.returncode == 0
     assert "2,000" in done.stdout
     assert not (tmp_path / "planned").exists()
+
+
+def test_the_next_plan_knows_what_the_last_run_took_and_left(whole, tmp_path, capsys):
+    """`whole` made the built-in data and its tokens, and went through by one command."""
+    (prepared,) = (each for each in read_events(whole.run.directory, "tokenizer") if isinstance(each, Prepared))
+    assert prepared.tokenising_s > 0
+    assert {"starting, ending", "data and tokenizer", "sft: training"} <= time_parts(whole.run).keys()
+    assert all(seconds >= 0 for seconds in time_parts(whole.run).values())
+    assert run_stage_script.main(["--name", "next", "--runs-dir", str(tmp_path), *TINY, "--plan"]) == 0
+    again = capsys.readouterr().out
+    assert "runs known here: " in again
+    assert "training the tokenizer" in again
+    assert "making TinyWorld" not in again
+    assert "tokenising" not in again
+    assert run_stage_script.main(["--name", "other", "--runs-dir", str(tmp_path), *TINY, "--plan",
+                                  "--set", "tokenizer.vocab_size=555"]) == 0  # fmt: skip
+    assert "tokenising" in capsys.readouterr().out
 
 
 def test_a_plan_for_other_hardware(tmp_path, capsys):

@@ -16,7 +16,7 @@ from nanochat.events import JsonlSink, Note
 from nanochat.files import write_json
 from nanochat.planning.estimate import estimate
 from nanochat.planning.hardware import Training
-from nanochat.planning.history import Finished, History
+from nanochat.planning.history import Finished, FinishedRun, History
 from nanochat.run import Run, Status, create
 from nanochat.training.result import StageResult
 from tests.planning.test_history import CPU, config_of
@@ -145,6 +145,12 @@ def test_plans_are_audited(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run_main("plans") == 0
     said = capsys.readouterr().out
+    assert "whole runs" not in said
+    History(tmp_path, CPU.name).add([], FinishedRun("/x/b", time.time(), 150.0, 129.0, ()))
+    assert run_main("plans") == 0
+    said = capsys.readouterr().out
+    assert "b, all of it" in said
+    assert "time of whole runs: off by 14% (median); 0 of 1 within 10%" in said
     assert "+5%" in said
     assert "+30%" in said
     assert "time: off by 18% (median); 1 of 2 within 10%" in said

@@ -1,0 +1,151 @@
+"""What comes before the first stage of a run: starting, fetching, making data and tokenizer, tokenising."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanochat.config import PUBLIC, TINYWORLD, RunConfig
+from nanochat.corpora import CORPORA
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.overheads import MAKING, STARTING, TOKENISING, TOKENIZER, overhead_s
+
+TINYWORLD_CHARS = 20_000_000
+CHARS_PER_TOKEN = 3.5
+SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
+CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
+# What --chat public fetches and makes, see nanochat.data.mixtures: SmolTalk is most of both.
+PUBLIC_CHAT_BYTES, PUBLIC_CHAT_S = 1_000_000_000, 240.0
+DOWNLOAD_BYTES_PER_S = 30e6  # assumed: a good line of a quarter gigabit
+FIRST_CHARS = 80_000_000  # of a corpus, the text of its first token shard
+PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
+
+
+@dataclass(frozen=True)
+class There:
+    """What a run needs and an earlier one has made or fetched."""
+
+    world: bool = False
+    """TinyWorld."""
+    conversations: bool = False
+    """Those of the public datasets."""
+    text_bytes: int = 0
+    """Of the shards of a corpus."""
+    tokens: bool = False
+    """Its token shards, of a corpus the first."""
+
+
+NOTHING = There()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A part of what a run takes outside its trained stages."""
+
+    what: str
+    seconds: float
+
+
+def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) -> tuple[Preparation, ...]:
+    """What comes before the first stage; in "starting", what ending takes as well."""
+    makes_world = uses_world(config) and not there.world
+    tokenizer_chars = 0.0 if config.start_from else min(config.tokenizer.max_chars, _available_chars(config.data))
+    tokenised_chars = 0.0 if there.tokens else _first_chars(config)
+    seconds = {
+        "starting and ending": overhead_s(STARTING, 1, hardware),
+        "making TinyWorld": overhead_s(MAKING, float(makes_world), hardware),
+        "conversations": PUBLIC_CHAT_S if _chat_download_bytes(config, there) else 0.0,
+        "downloading": _first_download_bytes(config, there) / DOWNLOAD_BYTES_PER_S,
+        "training the tokenizer": overhead_s(TOKENIZER, tokenizer_chars, hardware),
+        "tokenising": overhead_s(TOKENISING, tokenised_chars / hardware.cpu_count, hardware),
+    }
+    return tuple(Preparation(what, each) for what, each in seconds.items() if each)
+
+
+def uses_world(config: RunConfig) -> bool:
+    """Whether a run needs TinyWorld: its text, its conversations or its questions."""
+    return config.data == TINYWORLD or config.chat != PUBLIC
+
+
+def download_bytes(config: RunConfig, there: There = NOTHING) -> int:
+    """What a run fetches from the hub."""
+    return _chat_download_bytes(config, there) + max(text_download_bytes(config) - there.text_bytes, 0)
+
+
+def shard_bytes(config: RunConfig) -> int:
+    """Of the token shards that a run makes or finds."""
+    bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
+    return round(SHARD_SIZE * bytes_per_token * _prepared_chars(config) / CHARS_PER_TOKEN)
+
+
+def corpus_shards(config: RunConfig) -> int:
+    """About how many training shards of its corpus a run needs; 0 where its text is not from a hub."""
+    corpus = CORPORA.get(config.data)
+    makes_tokenizer = not config.start_from
+    if corpus is None or not (makes_tokenizer or "base" in config.trained_stages):
+        return 0
+    tokens = _text_tokens(config) if "base" in config.trained_stages else 0
+    return corpus.shards_for(tokens, config.tokenizer.max_chars if makes_tokenizer else 0)
+
+
+def text_download_bytes(config: RunConfig) -> int:
+    """Of a corpus, as if nothing were in the cache yet."""
+    shards = corpus_shards(config)
+    validation = "base" in config.trained_stages
+    return (shards + validation) * CORPORA[config.data].shard_bytes if shards else 0
+
+
+def _chat_download_bytes(config: RunConfig, there: There) -> int:
+    wanted = config.chat == PUBLIC and {"mid", "sft"} & set(config.trained_stages)
+    return PUBLIC_CHAT_BYTES if wanted and not there.conversations else 0
+
+
+def _first_download_bytes(config: RunConfig, there: There) -> float:
+    """What is fetched before the first step: the tokenizer's text, or a shard, and the validation shard; of what is
+    still to come at all."""
+    corpus = CORPORA.get(config.data)
+    if corpus is None or not corpus_shards(config):
+        return 0.0
+    first = (corpus.shards_for(0, 0 if config.start_from else config.tokenizer.max_chars) + 1) * corpus.shard_bytes
+    return float(min(first, max(text_download_bytes(config) - there.text_bytes, 0)))
+
+
+def _first_chars(config: RunConfig) -> float:
+    """Characters that are tokenised before the first step: of a corpus little, as the rest arrives meanwhile."""
+    chars = _prepared_chars(config)
+    return chars if config.data not in CORPORA else min(chars, _chat_chars(config) + FIRST_CHARS)
+
+
+def _prepared_chars(config: RunConfig) -> float:
+    """Characters that are tokenised: what the base stage goes through, or all there is, and the conversations."""
+    chats = _chat_chars(config)
+    if "base" not in config.trained_stages:
+        return chats
+    wanted = _text_tokens(config) * CHARS_PER_TOKEN
+    available = _available_chars(config.data)
+    return chats + (available if config.data == TINYWORLD else min(wanted, available))  # the world is tokenised whole
+
+
+def _chat_chars(config: RunConfig) -> float:
+    """Of the conversations that are tokenised: TinyWorld's whole, of others what mid and SFT go through."""
+    stages = [stage for stage in config.trained_stages if stage != "base"]
+    if config.chat == TINYWORLD:
+        return CHATS_CHARS if stages else 0
+    tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)
+    there = np.inf if config.chat == PUBLIC else len(stages) * _available_chars(config.chat)
+    return float(min(tokens * CHARS_PER_TOKEN, there))
+
+
+def _text_tokens(config: RunConfig) -> int:
+    """What the base stage goes through."""
+    return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
+
+
+def _available_chars(data: str) -> float:
+    """Of the text that --data names, by the sizes of its files; of what cannot be looked at, any number."""
+    if data == TINYWORLD:
+        return TINYWORLD_CHARS
+    if corpus := CORPORA.get(data):
+        return corpus.validation * corpus.shard_chars
+    files = [Path(data)] if Path(data).is_file() else [path for path in Path(data).rglob("*") if path.is_file()]
+    return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf

@@ -1,0 +1,165 @@
+"""What runs take besides their steps corrects later plans, and what was measured of something else does not."""
+
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.corpora import CORPORA
+from nanochat.events import Prepared
+from nanochat.planning.estimate import checkpoint_bytes, estimate
+from nanochat.planning.hardware import Hardware, Overhead
+from nanochat.planning.history import History, finished_run
+from nanochat.planning.overheads import (
+    ANSWERING,
+    ASSUMED_S,
+    COMPILING,
+    COMPILING_AGAIN,
+    EVALUATING,
+    MAKING,
+    SAVING,
+    STARTING,
+    TOKENISING,
+    TOKENIZER,
+    overhead_s,
+    reserved_overhead_s,
+)
+from nanochat.planning.preparing import There
+from nanochat.planning.resolve import Request, resolve
+from nanochat.training.result import StageResult
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+RATE, QUESTIONS, CHARACTERS, TOKENISED = 10_000.0, 400, 4_000_000, 8_000_000
+
+
+def config_of(**asked):
+    return resolve(Request(depth=3, total_batch_size=4096, compile="on", **asked), CPU, compiler="g++").config
+
+
+def run_of(config, times, **flaws):
+    """Results, what was prepared, and seconds of a run in which each part took so many times what is assumed."""
+
+    def seconds(part, amount):
+        return times.get(part, 1.0) * amount * ASSUMED_S[part]["cpu"]
+
+    tokenizer = {"characters": CHARACTERS, "seconds": seconds(TOKENIZER, CHARACTERS)}
+    prepared = Prepared(
+        "tokenizer", seconds(MAKING, 1), True, seconds(TOKENISING, TOKENISED / CPU.cpu_count), TOKENISED
+    )
+    took_s = seconds(STARTING, 1) + prepared.sources_s + prepared.tokenising_s + tokenizer["seconds"]
+    results = {"tokenizer": tokenizer}
+    for name in config.trained_stages:
+        stage = config.stage(name)
+        step_s, first = stage.total_batch_size / RATE, name == config.trained_stages[0]
+        result = StageResult(
+            name,
+            iterations=stage.num_iterations,
+            train_s=stage.num_iterations * step_s + first * seconds(COMPILING, 1),
+            first_step_s=step_s + first * seconds(COMPILING, 1),
+            evaluation_s=seconds(EVALUATING, stage.eval_tokens / RATE),
+            answering_s=seconds(ANSWERING, QUESTIONS * config.model.depth) if name == "sft" else 0.0,
+            save_stall_s=seconds(SAVING, checkpoint_bytes(config.model)),
+            tokens_per_second=RATE,
+            starts=1,
+            scores={"overall": {"accuracy": 0.5, "chance": 0.0, "count": QUESTIONS}} if name == "sft" else {},
+        )
+        result.other_s = result.evaluation_s + result.answering_s + result.save_stall_s
+        results[name] = asdict(result) | flaws
+        took_s += results[name]["train_s"] + results[name]["other_s"]
+    return results, [prepared], took_s
+
+
+def told_by(config, times, **flaws):
+    results, prepared, took_s = run_of(config, times, **flaws)
+    return finished_run("/runs/one", config, estimate(config, CPU), results, prepared, took_s, CPU)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(set(ASSUMED_S) - {COMPILING_AGAIN})), st.floats(0.4, 20)))
+def test_each_part_is_found_beside_what_was_assumed_of_it(times):
+    found = {each.part: each.times for each in told_by(config_of(), times).overheads}
+    assert found == {part: pytest.approx(times.get(part, 1.0)) for part in set(ASSUMED_S) - {COMPILING_AGAIN}}
+
+
+def test_a_run_corrects_the_parts_of_the_next_plan_and_the_one_it_was_planned_by_is_audited(tmp_path):
+    config, history = config_of(), History(tmp_path, CPU.name)
+    run = told_by(config, {ANSWERING: 5.0, STARTING: 0.5})
+    assert run.planned_s == pytest.approx(estimate(config, CPU).seconds)
+    history.add([], run)
+    assert history.read_runs() == [run]
+    wiser = history.known_of(CPU)
+    before, after = estimate(config, CPU), estimate(config, wiser)
+    assert after.stages[2].answering_s == pytest.approx(5 * before.stages[2].answering_s, rel=0.2)
+    assert after.preparing[0].seconds == pytest.approx(0.5 * before.preparing[0].seconds, rel=0.1)
+    assert after.stages[0].evaluating_s == pytest.approx(before.stages[0].evaluating_s)
+    assert (before.runs_known, after.runs_known) == (0, 1)
+
+
+def test_only_the_latest_runs_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("nanochat.planning.history.RUNS_HEEDED", 2)
+    config, history = config_of(), History(tmp_path, CPU.name)
+    for number, times in enumerate((9.0, 2.0, 3.0)):
+        run = told_by(config, {STARTING: times})
+        history.add([], replace(run, run=f"/runs/{number}", at=float(number)))
+    known = [each.times for each in history.known_of(CPU).overheads if each.part == STARTING]
+    assert known == pytest.approx([2.0, 3.0])
+
+
+def test_the_more_runs_agree_the_less_is_assumed():
+    def after(count):
+        return overhead_s(STARTING, 1, replace(CPU, overheads=(Overhead(STARTING, 2.0),) * count))
+
+    assert after(0) == ASSUMED_S[STARTING]["cpu"] < after(1) < after(4) < 2 * after(0) < 1.02 * after(10)
+
+
+def test_what_must_suffice_is_never_less_than_assumed():
+    quick, slow = (replace(CPU, overheads=(Overhead(SAVING, times),) * 5) for times in (0.2, 5.0))
+    assert reserved_overhead_s(SAVING, 1e9, quick) == overhead_s(SAVING, 1e9, CPU)
+    assert reserved_overhead_s(SAVING, 1e9, slow) == overhead_s(SAVING, 1e9, slow) > 4 * overhead_s(SAVING, 1e9, CPU)
+
+
+@pytest.mark.parametrize("flaw", [{"starts": 2}, {"starts": 0}])
+def test_a_run_that_was_taken_up_again_teaches_nothing(flaw):
+    assert told_by(config_of(), {}, **flaw) is None
+
+
+def test_nor_does_one_that_was_prepared_twice_or_has_not_ended():
+    config = config_of()
+    results, prepared, took_s = run_of(config, {})
+    plan = estimate(config, CPU)
+    assert finished_run("/runs/one", config, plan, results, 2 * prepared, took_s, CPU) is None
+    del results["sft"]
+    assert finished_run("/runs/one", config, plan, results, prepared, took_s, CPU) is None
+
+
+def test_what_was_compiled_elsewhere_says_nothing_of_compiling():
+    """A first step that was planned to compile and had not to: its compiler's cache knew it, and our record did not."""
+    assert COMPILING not in {each.part for each in told_by(config_of(), {COMPILING: 0.1}).overheads}
+
+
+def test_what_waited_for_downloads_says_nothing_of_this_machine():
+    config = config_of(data=next(iter(CORPORA)))
+    parts = {each.part for each in told_by(config, {}).overheads}
+    assert STARTING in parts
+    assert not {TOKENISING, TOKENIZER} & parts
+
+
+@pytest.mark.parametrize("times", [1e-4, 1e4])
+def test_nonsense_is_not_heeded(times):
+    assert ANSWERING not in {each.part for each in told_by(config_of(), {ANSWERING: times}).overheads}
+
+
+def test_what_is_there_is_planned_neither_to_be_made_nor_to_be_fetched():
+    def parts(config, **there):
+        return {each.what: each.seconds for each in estimate(config, CPU, 1, There(**there)).preparing}
+
+    config = config_of()
+    assert set(parts(config)) - set(parts(config, world=True)) == {"making TinyWorld"}
+    assert set(parts(config)) - set(parts(config, tokens=True)) == {"tokenising"}
+    public = config_of(data="fineweb-edu", chat="public")
+    everything = estimate(public, CPU).download_bytes
+    assert set(parts(public)) - set(parts(public, conversations=True)) == {"conversations"}
+    assert estimate(public, CPU, 1, There(conversations=True)).download_bytes == everything - 10**9
+    assert parts(public, text_bytes=everything)["tokenising"] == parts(public)["tokenising"]
+    assert "downloading" in parts(public, text_bytes=1)
+    assert "downloading" not in parts(public, text_bytes=everything)

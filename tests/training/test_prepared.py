@@ -1,0 +1,99 @@
+"""A plan knows beforehand which token shards its run will find; never more than there are."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanochat.data.sources import open_sources
+from nanochat.planning.hardware import Hardware
+from nanochat.planning.resolve import Request, resolve
+from nanochat.run import create
+from nanochat.training.prepare import prepare_stage, prepare_tokenizer
+from nanochat.training.prepared import made_bytes, note_tokens, tokens_are_there
+
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
+SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=100000", "base.eval_tokens=512")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "own.txt"
+    path.write_text("<|endoftext|>".join(f"The {number}. of many sheep sleeps under a tree." for number in range(3000)))
+    return path
+
+
+def config_of(text, *settings, **asked):
+    request = Request(data=str(text), stages=("tokenizer", "base"), depth=1, max_seq_len=128, total_batch_size=256,
+                      device_batch_size=2, compile="off", assignments=(*SETTINGS, *settings), **asked)  # fmt: skip
+    return resolve(request, CPU, compiler=None).config
+
+
+@pytest.fixture
+def made(text, tmp_path, cache):
+    """What preparing a run leaves: its configuration, the cache, and the data."""
+    config, mine = config_of(text), tmp_path / "cache"
+    shutil.copytree(cache / "tinyworld", mine / "tinyworld") if (cache / "tinyworld").exists() else mine.mkdir()
+    run = create(tmp_path / "run", config, {})
+    sources = open_sources(config.data, mine)
+    tokenizer = prepare_tokenizer(run, config, sources, lambda text: None)
+    data = {"base": prepare_stage("base", config, sources, tokenizer, mine)}
+    assert not tokens_are_there(config, mine), "nobody has said so"
+    note_tokens(config, mine, data)
+    return config, mine, data
+
+
+def test_the_same_run_finds_them(made):
+    config, mine, _ = made
+    assert tokens_are_there(config, mine)
+    assert tokens_are_there(replace(config, seed=7, model=replace(config.model, depth=5)), mine)
+
+
+def test_until_one_is_gone(made):
+    config, mine, data = made
+    shutil.rmtree(data["base"].val.directories[0])
+    assert not tokens_are_there(config, mine)
+
+
+@pytest.mark.parametrize(
+    "change", ["tokenizer.vocab_size=600", "tokenizer.max_chars=90000", "base.packing=best_fit", "base.eval_tokens=768",
+               "base.num_iterations=9", "model.max_seq_len=64"],
+)  # fmt: skip
+def test_another_run_does_not(made, text, change):
+    config, mine, _ = made
+    assert config_of(text, change) != config
+    assert not tokens_are_there(config_of(text, change), mine)
+
+
+def test_nor_does_one_of_other_text(made, text):
+    config, mine, _ = made
+    text.write_text(text.read_text() + "And one more.")
+    assert not tokens_are_there(config, mine)
+    text.unlink()
+    assert not tokens_are_there(config, mine)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "3", "[1]", '["no such shard"]', "[[]]"])
+def test_a_damaged_note_says_nothing(made, content):
+    config, mine, _ = made
+    (note,) = (mine / "prepared").iterdir()
+    note.write_text(content)
+    assert not tokens_are_there(config, mine)
+
+
+def test_the_length_of_training_matters_only_where_not_all_is_tokenised(made, cache):
+    config, mine, data = made
+    world = replace(config, data="tinyworld")
+    note_tokens(world, mine, data)
+    assert tokens_are_there(replace(world, base=replace(world.base, num_iterations=9)), mine)
+
+
+def test_bytes_are_counted_of_what_was_made(made, text):
+    _, mine, data = made
+    shards = [*data["base"].train.directories, *data["base"].val.directories]
+    sizes = [json.loads((shard / "manifest.json").read_text())["bytes"] for shard in shards]
+    assert made_bytes(data, set()) == sum(sizes)
+    assert made_bytes(data, {shards[0]}) == sum(sizes[1:])
+    assert made_bytes(data, set((mine / "shards").iterdir())) == 0

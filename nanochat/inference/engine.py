@@ -10,6 +10,7 @@ from torch import Tensor
 from nanochat.inference.calculator import evaluate
 from nanochat.inference.sampling import check_sampling, sample
 from nanochat.model import KVCache, Transformer
+from nanochat.model.determinism import distinct_places
 from nanochat.tokenizer import Tokenizer
 
 NO_RESULT = "error"  # what the calculator answers when it was given something else than arithmetic
@@ -153,7 +154,8 @@ def _close_gaps(rows: list["Row"], cache: KVCache, uniform: Tensor) -> tuple[lis
         for gap, mover in zip(gaps, movers, strict=True):
             rows[gap] = rows[mover]
         cache.put(gaps, cache, movers)
-        uniform[gaps] = uniform[movers]
+        with distinct_places():
+            uniform[gaps] = uniform[movers]
     return rows[:count], cache.part(count, cache.capacity), uniform[:count]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nanochat.model.config import ModelConfig
+from nanochat.model.determinism import distinct_places
 
 
 @dataclass
@@ -52,10 +53,11 @@ class KVCache:
     def put(self, places: list[int], other: "KVCache", rows: list[int]) -> None:
         """Let the rows at `places` become those of another cache, of no more slots than this one."""
         slots = other.capacity
-        self.keys[:, places, :, :slots] = other.keys[:, rows]
-        self.values[:, places, :, :slots] = other.values[:, rows]
-        self.ids[places, :slots] = other.ids[rows]
-        self.lengths[places] = other.lengths[rows]
+        with distinct_places():
+            self.keys[:, places, :, :slots] = other.keys[:, rows]
+            self.values[:, places, :, :slots] = other.values[:, rows]
+            self.ids[places, :slots] = other.ids[rows]
+            self.lengths[places] = other.lengths[rows]
 
     def next_slots(self, new: int) -> tuple[Tensor, Tensor]:
         """Where the next `new` tokens of each row go: numbers of the rows (batch, 1), their positions (batch, new)."""
@@ -67,11 +69,13 @@ class KVCache:
         """Store new tokens (batch, new) at `next_slots`; return the token before each of them, which is any where
         there is none."""
         rows, positions = at
-        self.ids[at] = ids
+        with distinct_places():
+            self.ids[at] = ids
         return self.ids[rows, (positions - 1).clamp(min=0)]
 
     def write(self, layer: int, key: Tensor, value: Tensor, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Store new keys and values (batch, head, new, head_dim) at `next_slots`; return the layer's."""
-        self.keys[layer].transpose(1, 2)[at] = key.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[at] = value.transpose(1, 2)
+        with distinct_places():
+            self.keys[layer].transpose(1, 2)[at] = key.transpose(1, 2)
+            self.values[layer].transpose(1, 2)[at] = value.transpose(1, 2)
         return self.keys[layer], self.values[layer]

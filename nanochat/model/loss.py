@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat.model.determinism import distinct_places
+
 IGNORE = -1  # a target that carries no loss
 # On CPU, at a vocabulary of 4,096, all of 256 to 2,048 are within a tenth. On an H200, at 32,768, 2,048 take 4 to 8 %
 # longer than 4,096, and 16,384 save 4 to 6 % for four times the memory (LOG.md, 2026-11-27).
@@ -73,14 +75,9 @@ def chunk_terms(raw: Tensor, targets: Tensor, cap: float) -> Terms:
 
 
 def _put(to: Tensor, column: Tensor, values: Tensor) -> None:
-    """to[row, column[row]] = values[row]. Told to be deterministic, PyTorch would first sort them on a GPU, in fifteen
-    kernels, as if two could meet in one place."""
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("default")
-    try:
+    """to[row, column[row]] = values[row]."""
+    with distinct_places():
         to.scatter_(1, column, values)
-    finally:
-        torch.set_deterministic_debug_mode(mode)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

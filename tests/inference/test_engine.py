@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat.inference.engine import Engine, Token
 
@@ -153,3 +154,26 @@ def test_the_model_is_left_as_it_was(random_model, tokenizer):
     random_model(torch.tensor([[1, 2]])).sum().backward()
     random_model.zero_grad()
     list(steps)
+
+
+def test_nothing_is_sorted_to_be_written_while_a_run_is_told_to_be_deterministic(random_model, tokenizer, prompts):
+    """Every token of a batch has a place of its own in the cache; on a GPU the sorting would be most of the kernels."""
+    written = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index_put_.default:
+                written.append(torch.are_deterministic_algorithms_enabled())
+            return func(*args, **(kwargs or {}))
+
+    engine, before = Engine(random_model, tokenizer), torch.get_deterministic_debug_mode()
+    expected = engine.complete(prompts, max_new_tokens=4)
+    torch.set_deterministic_debug_mode("error")
+    try:
+        with Watching():
+            assert engine.complete(prompts, max_new_tokens=4) == expected
+        assert torch.get_deterministic_debug_mode() == 2, "as it was"
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert len(written) >= 2 * 4 * random_model.config.depth
+    assert not any(written)

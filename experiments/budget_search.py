@@ -90,7 +90,9 @@ class BudgetSearch:
             checkpoint, tokenizer = start_checkpoint(self.request.start_from, Path())
             self.start_model = from_dict(ModelConfig, checkpoint.state["model"])
             start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
-        config = replace(self._resolved(replace(self.request, hours=None), None), **start)
+        timed = self._resolved(self.request, None)  # the hours say whether compiling repays
+        untimed = replace(self.request, hours=None, compile="on" if timed.compile else "off")
+        config = replace(self._resolved(untimed, timed.attention), **start)
         return replace(config, train_tokens=self._train_tokens()) if self._data_path.exists() else config
 
     def _resolved(self, request: Request, attention: str | None) -> RunConfig:

@@ -1,27 +1,30 @@
 """By how much estimates are off, learned from what was measured."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Array = np.ndarray
+EVERYWHERE = float("inf")
 
 
 class Correction:
-    """The logarithm of measured over estimated: one part that all places share, and one that places alike share; a
-    Gaussian process. Without measurements it is 0, and uncertain.
+    """The logarithm of measured over estimated, as a sum of parts, each shared by places that are alike: a Gaussian
+    process. Without measurements it is 0, and uncertain.
 
     Args:
-        places: (n, d), where was measured; logarithms of what matters.
+        places: (n, d), where was measured.
         errors: (n,), the logarithms found there.
-        common_sd, local_sd: how large both parts may be beforehand.
-        reach: distance over which places are alike.
+        parts: of each how large it may be beforehand (standard deviation), and the distance over which places share
+            it: EVERYWHERE, or one for each of the d dimensions.
         noise: of a measurement.
     """
 
     def __init__(
-        self, places: Array, errors: Array, *, common_sd: float, local_sd: float, reach: float, noise: float
+        self, places: Array, errors: Array, parts: Sequence[tuple[float, float | Sequence[float]]], *, noise: float
     ) -> None:
         self.places, self.noise = places, noise
-        self._common, self._local, self._reach = common_sd**2, local_sd**2, reach
+        self._parts = [(sd**2, np.asarray(reach)) for sd, reach in parts]
         self._known = self._covariance(places, places) + noise**2 * np.eye(len(places))
         self._weights = np.linalg.solve(self._known, errors) if len(places) else np.zeros(0)
 
@@ -35,5 +38,6 @@ class Correction:
         return self._covariance(places, others) - self._covariance(places, self.places) @ towards
 
     def _covariance(self, places: Array, others: Array) -> Array:
-        distance = ((places[:, None] - others[None]) ** 2).sum(axis=-1)
-        return self._common + self._local * np.exp(-0.5 * distance / self._reach**2)
+        apart = places[:, None] - others[None]
+        shared = [variance * np.exp(-0.5 * ((apart / reach) ** 2).sum(axis=-1)) for variance, reach in self._parts]
+        return np.sum(shared, axis=0)

@@ -1,5 +1,6 @@
 """What a configuration will cost, before anything runs: seconds, bytes of memory, bytes of disk. All are estimates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,8 +10,8 @@ from nanochat.config import RunConfig, StageConfig
 from nanochat.model import ModelConfig, count_parameters, train_flops_per_token
 from nanochat.model.attention import blocked_weights
 from nanochat.model.loss import CHUNK_TOKENS
-from nanochat.planning.correction import Correction
-from nanochat.planning.hardware import Hardware
+from nanochat.planning.correction import EVERYWHERE, Correction
+from nanochat.planning.hardware import Hardware, Training
 from nanochat.planning.overheads import (
     ANSWERING,
     COMPILING,
@@ -27,12 +28,11 @@ from nanochat.planning.preparing import NOTHING, Preparation, There, download_by
 UTILISATION = {True: 0.68, False: 0.38}
 SHEET_SHARE = 0.66  # of a data sheet's peak that products reach: 0.76 on that H200; GPUs not seen yet may be worse
 MUON_STEPS = 5
-# Of the logarithms of measured over modelled; places are logarithms of depth, width and tokens of a forward pass.
-SPREAD = {
-    "speed": {"common_sd": 0.25, "local_sd": 0.15, "reach": 0.7, "noise": 0.06},
-    "memory": {"common_sd": 0.1, "local_sd": 0.1, "reach": 0.7, "noise": 0.03},
-}
-MOST_HEEDED = 60  # trainings
+# Of the logarithms of measured over modelled: of all trainings on a machine, of one kind of them (dtype, compiled or
+# not), of those of a kind that are alike in depth, width and tokens of a forward pass, and of each measurement.
+SPREAD = {"speed": (0.2, 0.15, 0.15, 0.06), "memory": (0.07, 0.07, 0.1, 0.03)}
+REACH = 0.7  # of the logarithms of depth, width and tokens
+MOST_HEEDED = 60  # trainings of a kind, and of others
 RUNTIME_BYTES = {"cpu": 580_000_000, "cuda": 300_000_000}  # of a worker, before it has a model; of a GPU's allocator
 COMPILER_BYTES = {"cpu": 145_000_000, "cuda": 0}
 # fp32 or bfloat16 numbers that training holds at its peak, for each token and channel: of each layer (by dtype, and
@@ -240,10 +240,15 @@ def compile_seconds(config: RunConfig, rows: int, hardware: Hardware) -> float:
 
 
 def compiling_part(config: RunConfig, rows: int, hardware: Hardware) -> str:
-    """COMPILING, or COMPILING_AGAIN: what was compiled for an earlier training of this width and as many tokens at
-    once serves any depth, unless somebody has emptied the compiler's cache."""
-    asked = (config.compute_dtype, config.model.width, rows * config.model.max_seq_len)
-    kept = ((each.compute_dtype, each.width, each.device_batch_tokens) for each in hardware.trainings if each.compile)
+    """COMPILING, or COMPILING_AGAIN: what was compiled for an earlier training of this width and as many rows of this
+    length at once serves any depth, unless somebody has emptied the compiler's cache."""
+    row = config.model.max_seq_len
+    asked = (config.compute_dtype, config.model.width, row, rows * row)
+    kept = (
+        (each.compute_dtype, each.width, each.max_seq_len, each.device_batch_tokens)
+        for each in hardware.trainings
+        if each.compile
+    )
     return COMPILING_AGAIN if asked in kept else COMPILING
 
 
@@ -256,15 +261,33 @@ def speed_sd(config: RunConfig, stage: StageConfig, hardware: Hardware, num_work
 def _correction(
     what: str, config: RunConfig, rows: int, hardware: Hardware, num_workers: int
 ) -> tuple[Correction, np.ndarray]:
-    """What trainings of this kind say, and where among them this one is."""
+    """What trainings say, those of its kind most, and where among them this one is."""
+    alike, others = _known_trainings(config, hardware, num_workers)
+    heeded = [*alike[-MOST_HEEDED:], *others[-MOST_HEEDED:]]
+    places = [
+        (each.compile, each.compute_dtype == "bfloat16", *np.log((each.depth, each.width, each.device_batch_tokens)))
+        for each in heeded
+    ]
+    size = np.log((config.model.depth, config.model.width, rows * config.model.max_seq_len))
+    place = np.array([(config.compile, config.compute_dtype == "bfloat16", *size)], dtype=float)
+    of_machine, of_kind, of_size, noise = SPREAD[what]
+    one_kind = (0.01, 0.01)  # other kinds are 1 apart
+    parts: list[tuple[float, float | Sequence[float]]] = [
+        (of_machine, EVERYWHERE),
+        (of_kind, (*one_kind, EVERYWHERE, EVERYWHERE, EVERYWHERE)),
+        (of_size, (*one_kind, REACH, REACH, REACH)),
+    ]
+    errors = np.log([getattr(each, what) for each in heeded])
+    return Correction(np.array(places, dtype=float).reshape(-1, 5), errors, parts, noise=noise), place
+
+
+def _known_trainings(config: RunConfig, hardware: Hardware, num_workers: int) -> tuple[list[Training], list[Training]]:
+    """Those that computed as this one will, with as many workers if there are such; and those that computed
+    otherwise."""
     kind = (config.compute_dtype, config.compile)
     of_kind = [each for each in hardware.trainings if (each.compute_dtype, each.compile) == kind]
-    alike = [each for each in of_kind if each.num_workers == num_workers] or of_kind
-    alike = alike[-MOST_HEEDED:]
-    places = np.log([(each.depth, each.width, each.device_batch_tokens) for each in alike]).reshape(-1, 3)
-    errors = np.log([getattr(each, what) for each in alike])
-    place = np.log([[config.model.depth, config.model.width, rows * config.model.max_seq_len]])
-    return Correction(places, errors, **SPREAD[what]), place
+    others = [each for each in hardware.trainings if (each.compute_dtype, each.compile) != kind]
+    return [each for each in of_kind if each.num_workers == num_workers] or of_kind, others
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
@@ -306,8 +329,10 @@ def _speed(config: RunConfig, hardware: Hardware, num_workers: int) -> str:
     flops = stage.total_batch_size * train_flops_per_token(config.model, config.model.max_seq_len) / devices
     share = flops / step_seconds(config, stage, hardware, num_workers) / peak
     sd = speed_sd(config, stage, hardware, num_workers)
-    trained = len(_correction("speed", config, stage.device_batch_size, hardware, num_workers)[0].places)
+    trained, others = map(len, _known_trainings(config, hardware, num_workers))
     known = f"trainings known here: {trained}" if trained else "assumed: nothing was trained here yet"
+    if others and not trained:
+        known = f"trainings known here: {others}, of another dtype or otherwise compiled"
     return f"{share:.0%} of the {peak / 1e12:.3g} TFLOP/s of {dtype} products, ± {sd:.0%} ({known})"
 
 

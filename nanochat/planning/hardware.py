@@ -33,6 +33,8 @@ class Training:
     """Times the modelled."""
     memory: float
     """Times the modelled."""
+    max_seq_len: int = 0
+    """Tokens of a row; 0: kept by an earlier version, which did not say."""
 
 
 @dataclass(frozen=True)

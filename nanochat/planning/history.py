@@ -270,4 +270,5 @@ def measured(
         settings.device_batch_size * config.model.max_seq_len,
         modelled_step_seconds(config, settings, hardware, num_workers) / step_s,
         memory_bytes / modelled.total,
+        config.model.max_seq_len,
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanochat.planning.correction import Correction
+from nanochat.planning.correction import EVERYWHERE, Correction
 from nanochat.planning.hardware import Hardware
 
 STARTING = "starting"  # imports, measuring, Ray, the worker's model; and the end: 1
@@ -18,10 +18,10 @@ SAVING = "saving"  # bytes of the last checkpoint, which is waited for
 # Seconds for each unit of the above. On a GPU as on a machine just started, and compiling again assumed: LOG.md,
 # 2026-11-27.
 ASSUMED_S = {
-    STARTING: {"cpu": 12.0, "cuda": 60.0},
-    MAKING: {"cpu": 6.0, "cuda": 6.0},
-    TOKENIZER: {"cpu": 1 / 8e6, "cuda": 1 / 8e6},
-    TOKENISING: {"cpu": 1 / 4e6, "cuda": 1 / 4e6},
+    STARTING: {"cpu": 13.0, "cuda": 60.0},
+    MAKING: {"cpu": 4.0, "cuda": 4.0},
+    TOKENIZER: {"cpu": 1 / 15e6, "cuda": 1 / 15e6},
+    TOKENISING: {"cpu": 1 / 2.1e6, "cuda": 1 / 2.1e6},
     COMPILING: {"cpu": 26.0, "cuda": 24.0},
     COMPILING_AGAIN: {"cpu": 3.0, "cuda": 3.0},
     EVALUATING: {"cpu": 0.5, "cuda": 0.5},
@@ -40,7 +40,7 @@ def overhead_s(part: str, amount: float, hardware: Hardware) -> float:
     """
     errors = np.log([each.times for each in hardware.overheads if each.part == part])
     # All models share it: there are no places.
-    correction = Correction(np.zeros((len(errors), 0)), errors, common_sd=SPREAD, local_sd=0.0, reach=1.0, noise=NOISE)
+    correction = Correction(np.zeros((len(errors), 0)), errors, [(SPREAD, EVERYWHERE)], noise=NOISE)
     times = float(np.exp(correction.mean(np.zeros((1, 0)))[0]))
     return times * assumed_overhead_s(part, amount, hardware.device_type)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nanochat.planning.correction import Correction
+from nanochat.planning.correction import EVERYWHERE, Correction
 
 COMMON_SD, DEPTH_SD, NOISE = 0.25, 0.06, 0.02  # of the logarithm of throughput over its estimate
 REACH = 0.03  # of the logarithm of depth, over which depths share what is their own: hardly a neighbour
@@ -23,8 +23,8 @@ class Rates:
         self._estimate = estimate
         self.measured_depths = np.array([depth for depth, _, _ in measured], dtype=float)
         errors = np.array([np.log(rate / estimate(depth, batch)) for depth, batch, rate in measured])
-        self._correction = Correction(_places(self.measured_depths), errors,
-                                      common_sd=COMMON_SD, local_sd=DEPTH_SD, reach=REACH, noise=NOISE)  # fmt: skip
+        parts = [(COMMON_SD, EVERYWHERE), (DEPTH_SD, REACH)]
+        self._correction = Correction(_places(self.measured_depths), errors, parts, noise=NOISE)
 
     def tokens_per_second(self, depth: int, batch: int) -> float:
         """By all that was measured."""

@@ -74,6 +74,13 @@ def test_the_plan_says_what_would_be_tried(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_search_compiles_where_its_hours_repay_it(tmp_path):
+    minutes, hours = (search_of(tmp_path / str(hours), hours).template for hours in (0.025, 0.2))
+    assert not minutes.compile
+    assert hours.compile
+    assert not search_of(tmp_path / "off", 0.2, compile="off").template.compile
+
+
 def test_more_hours_are_predicted_to_buy_a_better_model(tmp_path):
     for hours in (0.1, 1.0, 10.0):
         rows = hours_table(search_of(tmp_path / "r", hours)).rows

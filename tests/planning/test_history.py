@@ -53,7 +53,7 @@ def test_a_training_corrects_the_plan_of_the_same_and_less_that_of_others(tmp_pa
 
     assert slower(3) == pytest.approx(1 / 0.6, rel=0.05)
     assert 1.2 < slower(8) < slower(4) < slower(3)
-    assert slower(3, compile="off") == 1, "nothing is known of another way to compute"
+    assert 1.1 < slower(3, compile="off") < slower(8), "of another way to compute what the machine's share of it is"
     memory = train_memory(config, config.base.device_batch_size, wiser)
     assert memory.total == pytest.approx(1.3 * train_memory(config, config.base.device_batch_size, CPU).total, rel=0.05)
     assert memory.unexplained > 0
@@ -74,6 +74,7 @@ def test_what_was_compiled_for_a_training_is_planned_to_be_found(tmp_path):
 
     assert seconds(CPU) > 20 > 5 > seconds(wiser) > 0
     assert seconds(wiser, depth=4) == seconds(wiser, device_batch_size=4) == seconds(CPU), "other widths, fewer tokens"
+    assert seconds(wiser, max_seq_len=512, device_batch_size=8) == seconds(CPU), "as many tokens, in longer rows"
     assert seconds(wiser, compile="off") == 0
 
 

@@ -25,11 +25,13 @@ from tempfile import NamedTemporaryFile
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from huggingface_hub import constants
 
 from experiments import cli
 from experiments.chat import choose_device
 from experiments.terminal import make_console, show_table
 from nanochat.config import usual_chat
+from nanochat.data.hub import answers, endpoint
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade
@@ -234,6 +236,10 @@ def _fetch(url: str, to: Path) -> None:
 def _harness(run: Run, checkpoint: Checkpoint, options: argparse.Namespace) -> int:
     if find_spec("lm_eval") is None:
         raise UserError("--lm-eval needs EleutherAI's harness", 'pip install -e ".[lm-eval]"')
+    if not constants.HF_HUB_OFFLINE and not answers():  # its libraries would ask again and again, for half a minute
+        constants.HF_HUB_OFFLINE = True
+        print(f"warning: nobody answers at {endpoint()}: of the hub's data only what was fetched before is used",
+              file=sys.stderr)  # fmt: skip
     from experiments.lm_harness import ask_harness
 
     names = [name.strip() for name in options.lm_eval.split(",") if name.strip()]

@@ -11,13 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session
 from huggingface_hub.utils.logging import set_verbosity_error
 
 from nanochat.corpora import Corpus
@@ -213,6 +214,21 @@ def check_reachable(corpus: Corpus, shards: Iterable[int], folder: Path, within_
     error = found[0] if found else _unreachable(corpus, file, f"no answer within {within_s:.0f} s")
     if error:
         raise error
+
+
+def answers(within_s: float = REACH_S) -> bool:
+    """Whether anybody does where the hub should be, whatever they say; known within so many seconds."""
+    heard: list[bool] = []
+
+    def knock() -> None:
+        with suppress(Exception):  # of the network, or of what HF_ENDPOINT says
+            get_session().head(endpoint(), timeout=within_s)
+            heard.append(True)
+
+    thread = threading.Thread(target=knock, daemon=True)  # as in `check_reachable`
+    thread.start()
+    thread.join(within_s)
+    return bool(heard)
 
 
 def _probe(corpus: Corpus, file: str, within_s: float) -> UserError | None:

@@ -55,6 +55,16 @@ def fetcher(folder: Path, count: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+def test_whether_anybody_answers(hub, closed_port, monkeypatch):
+    assert hub_module.answers()  # with 404, as there is no such page
+    for place in (closed_port, "http://[::", "nonsense", "http://no.such.host.invalid"):
+        monkeypatch.setenv("HF_ENDPOINT", place)
+        assert not hub_module.answers(2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert not hub_module.answers(0.5)
+
+
 def test_the_corpora_are_what_the_hub_has():
     assert [(corpus.file(corpus.validation), corpus.repository) for corpus in CORPORA.values()] == [
         ("shard_06542.parquet", "karpathy/climbmix-400b-shuffle"),

@@ -178,13 +178,17 @@ def named_data(text: str) -> str:
     return text if text == TINYWORLD or text in CORPORA else str(Path(text).absolute())
 
 
-def check_hub(data: str, shards: int = 1) -> None:
-    """Where that many training shards of a corpus, or its validation shard, are still to come: ask for them now.
+def check_hub(data: str, chat: str, stages: Sequence[str], shards: int = 1) -> None:
+    """Where that many training shards of a corpus, or its validation shard, or public conversations of these stages are
+    still to come: ask for them now.
 
     Raises UserError, within seconds, where they cannot be had.
     """
-    if corpus := CORPORA.get(data):
+    if shards and (corpus := CORPORA.get(data)):
         check_reachable(corpus, [*range(shards), corpus.validation], corpus_directory(corpus, cache_directory()))
+    trained = [stage for stage in CHAT_STAGES if stage in stages]
+    if chat == PUBLIC and trained:
+        check_datasets(missing(trained, questions=True, cache=cache_directory()))
 
 
 def check_data(data: str) -> None:
@@ -208,14 +212,9 @@ def named_chat(asked: str | None, data: str) -> str:
 
 
 def check_conversations(chat: str, stages: Sequence[str]) -> None:
-    """Read the user's conversations whole, or see that the hub has those it is to be asked for, now rather than minutes
-    later in a worker."""
-    trained = [stage for stage in CHAT_STAGES if stage in stages]
-    if not trained:
-        return
-    check_chat(chat)
-    if chat == PUBLIC:
-        check_datasets(missing(trained, questions=True, cache=cache_directory()))
+    """Read the user's conversations whole, now rather than minutes later in a worker."""
+    if set(CHAT_STAGES) & set(stages):
+        check_chat(chat)
 
 
 def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:

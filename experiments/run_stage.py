@@ -141,7 +141,7 @@ def main(argv: list[str]) -> int:
             config, record = _continued(run, request)
         else:
             if not args.plan:
-                check_hub(request.data)
+                check_hub(request.data, request.chat, request.stages)
             config, record = new_record(request, args.runs_dir)
         _check_weights(run, config)
         show_plan(console, run, config, record)

@@ -77,8 +77,8 @@ def train(
         wandb: one of `wandb_log.MODES`.
     """
     hardware = run.hardware(record)
-    if (shards := corpus_shards(config)) and not _finished(run, config):
-        check_hub(config.data, shards)
+    if not _finished(run, config):
+        check_hub(config.data, config.chat, config.stages, corpus_shards(config))
     follower = Follower(run.directory, STAGES)
     follower.skip_existing()
     run.clear_stop()

@@ -171,7 +171,7 @@ def _asked(args: argparse.Namespace) -> Asked:
     check_data(data)
     check_conversations(chat, ordered)
     if not args.plan:
-        check_hub(data)
+        check_hub(data, chat, ordered)
     start = "" if about_base else _start(args)
     request = Request(
         data=data,

@@ -95,8 +95,10 @@ def test_a_hub_out_of_reach_is_one_clear_line_within_seconds(base_dir, nobody):
 
 
 def test_a_plan_needs_no_network(base_dir, nobody):
-    done = run_stage(nobody, base_dir, "--plan", "--set", "base.num_iterations=1000000")
+    done = run_stage(nobody, base_dir, "--plan", "--set", "base.num_iterations=1000000", "--chat", "public",
+                     "--stage", "tokenizer,base,mid,sft")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "conversations 4 min" in done.stdout
     assert "about 10 of its 6,542 training shards" in done.stdout
     assert "CC BY-NC 4.0" in done.stdout
 

@@ -10,7 +10,8 @@ import pytest
 
 from nanochat.config import PUBLIC, RunConfig, from_dict, to_dict
 from nanochat.events import JsonlSink, Note, read_events
-from nanochat.planning.estimate import PUBLIC_CHAT_BYTES, estimate
+from nanochat.planning.estimate import estimate
+from nanochat.planning.preparing import PUBLIC_CHAT_BYTES
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import score_table
 from nanochat.run import Run, create

@@ -37,8 +37,6 @@ class Prepared(Event):
     kind: ClassVar[str] = "prepared"
     sources_s: float
     """Text and conversations made or fetched."""
-    made_world: bool
-    """Whether TinyWorld was among them."""
     tokenising_s: float
     """Token shards made or found."""
     tokenised_bytes: int

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nanochat.config import PUBLIC, RunConfig, from_dict
+from nanochat.config import RunConfig, from_dict
 from nanochat.corpora import CORPORA
 from nanochat.events import Prepared
 from nanochat.files import exclusive, write_json
@@ -26,7 +26,6 @@ from nanochat.planning.overheads import (
     COMPILING,
     COMPILING_AGAIN,
     EVALUATING,
-    MAKING,
     SAVING,
     STARTING,
     TOKENISING,
@@ -212,8 +211,6 @@ def _overheads(
         parts[part] = before[0] + seconds, before[1] + amount
 
     rest_s = took_s - prepared.sources_s - prepared.tokenising_s
-    if prepared.made_world and config.chat != PUBLIC:
-        took(MAKING, prepared.sources_s, 1)
     if tokenizer := results.get("tokenizer"):
         rest_s -= tokenizer["seconds"]
     if config.data not in CORPORA:  # else it was waited for downloads

@@ -6,7 +6,6 @@ from nanochat.planning.correction import EVERYWHERE, Correction
 from nanochat.planning.hardware import Hardware
 
 STARTING = "starting"  # imports, measuring, Ray, the worker's model; and the end: 1
-MAKING = "making"  # TinyWorld: 1
 TOKENIZER = "tokenizer"  # training it: characters
 TOKENISING = "tokenising"  # characters for each core
 COMPILING = "compiling"  # a first step of a kind that was never trained here: 1
@@ -19,7 +18,6 @@ SAVING = "saving"  # bytes of the last checkpoint, which is waited for
 # 2026-11-27.
 ASSUMED_S = {
     STARTING: {"cpu": 13.0, "cuda": 60.0},
-    MAKING: {"cpu": 4.0, "cuda": 4.0},
     TOKENIZER: {"cpu": 1 / 15e6, "cuda": 1 / 15e6},
     TOKENISING: {"cpu": 1 / 2.1e6, "cuda": 1 / 2.1e6},
     COMPILING: {"cpu": 26.0, "cuda": 24.0},

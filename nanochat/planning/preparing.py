@@ -8,8 +8,9 @@ import numpy as np
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig
 from nanochat.corpora import CORPORA
 from nanochat.planning.hardware import Hardware
-from nanochat.planning.overheads import MAKING, STARTING, TOKENISING, TOKENIZER, overhead_s
+from nanochat.planning.overheads import STARTING, TOKENISING, TOKENIZER, overhead_s
 
+TINYWORLD_S = 4.0  # to make it, once on a machine
 TINYWORLD_CHARS = 20_000_000
 CHARS_PER_TOKEN = 3.5
 SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
@@ -53,7 +54,7 @@ def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) 
     tokenised_chars = 0.0 if there.tokens else _first_chars(config)
     seconds = {
         "starting and ending": overhead_s(STARTING, 1, hardware),
-        "making TinyWorld": overhead_s(MAKING, float(makes_world), hardware),
+        "making TinyWorld": TINYWORLD_S if makes_world else 0.0,
         "conversations": PUBLIC_CHAT_S if _chat_download_bytes(config, there) else 0.0,
         "downloading": _first_download_bytes(config, there) / DOWNLOAD_BYTES_PER_S,
         "training the tokenizer": overhead_s(TOKENIZER, tokenizer_chars, hardware),

@@ -15,7 +15,7 @@ from nanochat.data.batches import Batches, SequentialBatches
 from nanochat.data.dataset import TokenDataset
 from nanochat.data.growing import Feeder, GrowingDataset
 from nanochat.data.shards import Spread
-from nanochat.data.sources import Sources, cache_directory, open_sources, world_directory
+from nanochat.data.sources import Sources, cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade, shown
 from nanochat.evaluation.bpb import bits_per_byte
@@ -160,13 +160,12 @@ class _Pipeline:
                 raise Interrupted
 
         say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
-        had_world, had_shards = world_directory(cache).exists(), set((cache / "shards").glob("*"))
+        had_shards = set((cache / "shards").glob("*"))
         start = time.perf_counter()
         sources = open_sources(
             self.config.data, cache, self.config.chat, self.config.stages, say, corpus_shards(self.config)
         )
         sources_s = time.perf_counter() - start
-        made_world = not had_world and world_directory(cache).exists()
         tokenizer = prepare_tokenizer(self.run_, self.config, sources, say)
         self.fault("tokenizer")
         say(f"tokenizer of {tokenizer.vocab_size:,} tokens ready")
@@ -188,7 +187,7 @@ class _Pipeline:
             )
         tokenising_s = time.perf_counter() - start
         note_tokens(self.config, cache, data)
-        self.emit(Prepared("tokenizer", sources_s, made_world, tokenising_s, made_bytes(data, had_shards)))
+        self.emit(Prepared("tokenizer", sources_s, tokenising_s, made_bytes(data, had_shards)))
         return _Shared(sources, data)
 
     def _note(self, stage: str, text: str, warning: bool = False) -> None:

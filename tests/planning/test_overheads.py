@@ -17,7 +17,6 @@ from nanochat.planning.overheads import (
     COMPILING,
     COMPILING_AGAIN,
     EVALUATING,
-    MAKING,
     SAVING,
     STARTING,
     TOKENISING,
@@ -44,9 +43,7 @@ def run_of(config, times, **flaws):
         return times.get(part, 1.0) * amount * ASSUMED_S[part]["cpu"]
 
     tokenizer = {"characters": CHARACTERS, "seconds": seconds(TOKENIZER, CHARACTERS)}
-    prepared = Prepared(
-        "tokenizer", seconds(MAKING, 1), True, seconds(TOKENISING, TOKENISED / CPU.cpu_count), TOKENISED
-    )
+    prepared = Prepared("tokenizer", 3.0, seconds(TOKENISING, TOKENISED / CPU.cpu_count), TOKENISED)
     took_s = seconds(STARTING, 1) + prepared.sources_s + prepared.tokenising_s + tokenizer["seconds"]
     results = {"tokenizer": tokenizer}
     for name in config.trained_stages:

@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     gpu,
     loader,
     packing,
+    plans,
     quality,
     ray_overhead,
     search,
@@ -23,7 +24,7 @@ from experiments.benchmarks import (
 
 PARTS = {"train": train, "loader": loader, "ray": ray_overhead, "generate": generate, "packing": packing,
          "checkpoint": checkpoint, "workers": workers, "chaos": chaos, "search": search, "budget": budget,
-         "core": core, "quality": quality, "gpu": gpu}  # fmt: skip
+         "core": core, "quality": quality, "plans": plans, "gpu": gpu}  # fmt: skip
 
 
 QUICK = ("train", "loader", "ray", "generate", "checkpoint", "workers")  # of which `all` is made

@@ -44,9 +44,11 @@ def _note(config: RunConfig, cache: Path) -> Path:
     """Named by everything that decides which shards a run needs, user's files by their size and time."""
     stages = {}
     for name in config.trained_stages:
-        stage, built_in = config.stage(name), (config.data if name == "base" else config.chat) == TINYWORLD
-        tokens = None if built_in else config.train_tokens or stage.num_iterations * stage.total_batch_size
-        stages[name] = [stage.packing if name == "base" else "", tokens, stage.eval_tokens]
+        stage, text = config.stage(name), name == "base"
+        tokens = (config.train_tokens if text else None) or stage.num_iterations * stage.total_batch_size
+        if (config.data if text else config.chat) == TINYWORLD:
+            tokens = 0  # all there are
+        stages[name] = [stage.packing if text else "", tokens, stage.eval_tokens]
     asked: dict[str, Any] = {
         "data": _identity(config.data),
         "chat": _identity(config.chat),

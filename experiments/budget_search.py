@@ -90,16 +90,16 @@ class BudgetSearch:
             checkpoint, tokenizer = start_checkpoint(self.request.start_from, Path())
             self.start_model = from_dict(ModelConfig, checkpoint.state["model"])
             start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
-        timed = self._resolved(self.request, None)  # the hours say whether compiling repays
-        untimed = replace(self.request, hours=None, compile="on" if timed.compile else "off")
-        config = replace(self._resolved(untimed, timed.attention), **start)
+        on = self.hardware.device_type
+        train_s = self.asked.cap_s - CLOSING_S[on] - FINAL_START_S[on]
+        config = replace(self._resolved(replace(self.request, hours=None), None, train_s), **start)
         return replace(config, train_tokens=self._train_tokens()) if self._data_path.exists() else config
 
-    def _resolved(self, request: Request, attention: str | None) -> RunConfig:
+    def _resolved(self, request: Request, attention: str | None, train_s: float | None = None) -> RunConfig:
         compiler = shutil.which("g++") or shutil.which("clang++")
         return resolve(
             request, self.hardware, compiler=compiler, start_model=self.start_model, attention=attention,
-            cache=cache_directory(),
+            cache=cache_directory(), train_s=train_s,
         ).config
 
     def _fitted(self, space: Space) -> Space:
@@ -296,16 +296,17 @@ class BudgetSearch:
             except UserError as error:  # the model is not lost for it
                 config = replace(config, stages=tuple(stage for stage in config.stages if stage not in later))
                 record["reasons"].append(f"without {' and '.join(later)}: {error.message}")
-        ours, theirs = self.run.directory / self.stage, trial.directory / self.stage
-        if not ours.exists():
-            os.rename(theirs, ours)
         questions = config.stage(self.stage).eval_questions
-        if questions:  # which are still to be asked, by the run
-            self.run.result_path(self.stage).unlink(missing_ok=True)
         trained = replace(trial.config().stage(self.stage), num_iterations=chosen.num_iterations, deadline_s=None,
                           eval_questions=questions)  # fmt: skip
         config = replace(config, cap_s=self.asked.cap_s, **{self.stage: trained})
-        return config, {**record, "plan": asdict(plan_of(config, self.hardware, self.asked.request.num_workers))}
+        plan = plan_of(config, self.hardware, self.asked.request.num_workers)
+        ours, theirs = self.run.directory / self.stage, trial.directory / self.stage
+        if not ours.exists():
+            os.rename(theirs, ours)
+        if questions:  # which are still to be asked, by the run
+            self.run.result_path(self.stage).unlink(missing_ok=True)
+        return config, {**record, "plan": asdict(plan)}
 
     def _final_run(
         self, request: Request, chosen: Config, why: str, now_s: float, begin_s: float | None, runs_dir: Path,

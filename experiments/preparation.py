@@ -35,7 +35,7 @@ from nanochat.planning.estimate import Plan, estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
 from nanochat.planning.history import History
 from nanochat.planning.memory import MemoryRecord
-from nanochat.planning.preparing import There, corpus_shards, text_download_bytes
+from nanochat.planning.preparing import NOTHING, There, corpus_shards, text_download_bytes
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import (
     cost_reasons,
@@ -83,7 +83,8 @@ def new_record(
     compiler = shutil.which("g++") or shutil.which("clang++")
     cache = cache_directory()
     resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, spent_s=spent_s, cache=cache,
-                       memory=MemoryRecord(cache, hardware.name))  # fmt: skip
+                       memory=MemoryRecord(cache, hardware.name),
+                       there=_what_is_there if hardware.measured else lambda config: NOTHING)  # fmt: skip
     if request.storage:
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)

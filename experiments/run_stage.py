@@ -141,7 +141,8 @@ def main(argv: list[str]) -> int:
             config, record = _continued(run, request)
         else:
             if not args.plan:
-                check_hub(request.data, request.chat, request.stages)
+                needs_text = "base" in request.stages or not request.start_from
+                check_hub(request.data, request.chat, request.stages, int(needs_text))
             config, record = new_record(request, args.runs_dir)
         _check_weights(run, config)
         show_plan(console, run, config, record)

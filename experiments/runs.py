@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     for command in (listing, show, watching, comparing, reporting, exporting, delete):
         command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are (default: runs)")
     plans = commands.add_parser("plans", help="how good the plans of this machine have been, stage by stage")
-    plans.add_argument("--last", type=int, default=30, help="stages to show (default: 30)")
+    plans.add_argument("--last", type=int, default=30, help="stages, and runs, to show (default: 30)")
     options = parser.parse_args(argv)
     does = {"list": _list, "show": _show, "watch": _watch, "compare": _compare, "report": _report, "export": _export,
             "delete": _delete, "plans": _plans}  # fmt: skip
@@ -359,11 +359,11 @@ def _plans(options: argparse.Namespace) -> None:
     hardware = detect_hardware()
     print(hardware.describe())
     history = History(cache_directory(), hardware.name)
-    finished = [each for each in history.read() if each.was_planned][-max(options.last, 1) :]
-    if not finished:
+    most = max(options.last, 1)
+    finished = [each for each in history.read() if each.was_planned][-most:]
+    runs = history.read_runs()[-most:]
+    if not finished and not runs:
         raise UserError("no training has ended on this machine yet", "python experiments/run_stage.py --mode demo")
-    shown = {each.run for each in finished}
-    runs = [each for each in history.read_runs() if each.run in shown]
     show_table(make_console(), plans_table(finished, runs))
     for what, errors in (("time", [_off(each.took_s, each.planned_s) for each in finished]),
                          ("time of whole runs", [_off(each.took_s, each.planned_s) for each in runs]),

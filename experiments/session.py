@@ -77,8 +77,6 @@ def train(
         wandb: one of `wandb_log.MODES`.
     """
     hardware = run.hardware(record)
-    if not _finished(run, config):
-        check_hub(config.data, config.chat, config.stages, corpus_shards(config))
     follower = Follower(run.directory, STAGES)
     follower.skip_existing()
     run.clear_stop()
@@ -104,6 +102,7 @@ def train(
             if _finished(run, config):
                 outcome = Outcome("done")
             else:
+                check_hub(config.data, config.chat, config.stages, corpus_shards(config))
                 display.say("starting Ray")
                 display.does("Ray is starting")
                 outcome = fit(run, hardware, scale, show_and_watch)

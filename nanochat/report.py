@@ -161,9 +161,7 @@ def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:
 
 def _beside_steps(stage: StageEstimate) -> str:
     """What else a stage takes, where that is worth a word."""
-    parts = {"compiling": stage.compiling_s, "evaluating": stage.evaluating_s, "answering questions": stage.answering_s,
-             "saving": stage.saving_s}  # fmt: skip
-    told = ", ".join(f"{what} {duration(seconds)}" for what, seconds in parts.items() if seconds >= 0.05)
+    told = ", ".join(f"{each.what} {duration(each.seconds)}" for each in stage.beside if each.seconds >= 0.05)
     return f"{stage.stage} {told or 'nothing'}"
 
 
@@ -187,11 +185,15 @@ def time_parts(run: Run) -> dict[str, float]:
             parts[f"{stage}: compiling"] = result["first_step_s"]
             parts[f"{stage}: training"] = result["train_s"] - result["first_step_s"]
             parts[f"{stage}: evaluating, saving"] = result["other_s"]
+    rest = (clock.spent_s + max(clock.beat - clock.started, 0.0) if clock else 0.0) - sum(parts.values())
     prepared = [event for event in read_events(run.directory, "tokenizer") if isinstance(event, Prepared)]
+    if rest <= 0:
+        return parts
+    if not prepared or (run.directory / "search").exists():  # of an earlier version, or after a search's own
+        return {"starting, preparing, ending": rest, **parts}
     tokenizer_s = run.results().get("tokenizer", {"seconds": 0.0})["seconds"]
-    preparing = tokenizer_s + sum(event.sources_s + event.tokenising_s for event in prepared)
-    rest = (clock.spent_s + max(clock.beat - clock.started, 0.0) if clock else 0.0) - sum(parts.values()) - preparing
-    return {"starting, ending": rest, "data and tokenizer": preparing, **parts} if rest > 0 else parts
+    preparing = min(tokenizer_s + sum(event.sources_s + event.tokenising_s for event in prepared), rest)
+    return {"starting, ending": rest - preparing, "data and tokenizer": preparing, **parts}
 
 
 def report_parts(run: Run, more: Sequence[Part] = ()) -> list[Part]:

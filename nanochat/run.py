@@ -81,10 +81,12 @@ class Run:
 
     def plan(self, record: dict[str, Any] | None = None) -> Plan:
         """What its user was told to expect, by `record`, which is to be written, or by what was written."""
+        record = record or self.record()
         try:
-            return from_dict(Plan, (record or self.record())["plan"])
-        except (KeyError, TypeError):  # of an earlier version
-            return estimate(self.config(), self.hardware(record))
+            return from_dict(Plan, _plan_as_now(record["plan"]))
+        except (KeyError, TypeError, AttributeError):  # of a version earlier still
+            num_workers = record.get("request", {}).get("num_workers", 1)
+            return estimate(self.config(), self.hardware(record), num_workers)
 
     def hardware(self, record: dict[str, Any] | None = None) -> Hardware:
         """What it was planned for; `record` as for `plan`."""
@@ -160,6 +162,20 @@ class Run:
     def _heard_of(self) -> bool:
         status = self.status()
         return status is not None and status.state == "running" and time.time() - status.heartbeat < SILENCE_S
+
+
+def _plan_as_now(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan as it is written now, of one that did not say what its seconds besides the steps are for."""
+    if "prepare_s" not in plan:
+        return plan
+    kept = {key: value for key, value in plan.items() if key not in ("prepare_s", "stages")}
+    stages = [
+        {key: value for key, value in stage.items() if key != "other_s"}
+        | {"beside": [{"what": "compiling, evaluating, saving", "seconds": stage["other_s"]}]}
+        for stage in plan["stages"]
+    ]
+    preparing = [{"what": "starting, data and tokenizer", "seconds": plan["prepare_s"]}]
+    return {**kept, "preparing": preparing, "stages": stages, "runs_known": 0}
 
 
 def create(directory: Path, config: RunConfig, record: dict[str, Any]) -> Run:

@@ -18,7 +18,7 @@ from nanochat.figures import (
     thinned,
     time_figure,
 )
-from nanochat.report import write_report
+from nanochat.report import time_parts, write_report
 from nanochat.report_parts import Figure, Lines, Table, Talk, Text, page
 from nanochat.run import Run
 
@@ -131,3 +131,13 @@ def test_a_real_run_writes_both(whole, tmp_path):
     write_report(run)
     assert "something broke" in run.report_path.read_text()
     assert "<script" not in run.report_path.with_suffix(".html").read_text()
+
+
+def test_a_run_of_an_earlier_version_did_not_say_what_preparing_took(whole, tmp_path):
+    run = whole.copied_to(tmp_path)
+    metrics = run.directory / "tokenizer" / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(True) if '"prepared"' not in line))
+    parts = time_parts(run)
+    assert "starting, preparing, ending" in parts
+    assert "data and tokenizer" not in parts
+    assert sum(parts.values()) == pytest.approx(sum(time_parts(whole.run).values()))

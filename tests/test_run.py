@@ -12,6 +12,10 @@ import pytest
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.lock import Owner
+from nanochat.planning.estimate import estimate
+from nanochat.planning.hardware import DATA_SHEETS
+from nanochat.planning.resolve import Request, resolve
+from nanochat.report import cost_reasons
 from nanochat.run import Run, Status, create
 from nanochat.training.result import StageResult
 from tests.full_disk import fill, small_disk
@@ -203,3 +207,26 @@ def test_results_come_back_and_a_damaged_one_says_what_to_do(tmp_path):
         with pytest.raises(UserError, match=r"base/result\.json") as caught:
             run.results()
         assert "delete it, and repeat the command of run 'r'" in caught.value.hint
+
+
+def test_a_plan_of_an_earlier_version_says_what_it_said(tmp_path):
+    """As 732156b wrote it, of eight workers."""
+    config = resolve(Request(mode="full", num_workers=8), replace(DATA_SHEETS["h100"], device_count=8), compiler=None,
+                     attention="sdpa").config  # fmt: skip
+    memory = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "logits", "runtime"), 10 ** 9)
+    stage = {"stage": "base", "iterations": 7, "tokens": 70, "flops": 1e12, "train_s": 100.0, "other_s": 23.0,
+             "memory": memory | {"unexplained": 0}, "disk_bytes": 5}  # fmt: skip
+    old = {"prepare_s": 17.3, "prepare_disk_bytes": 3, "download_bytes": 4, "stages": [stage], "num_workers": 8,
+           "speed": "45% of the peak"}  # fmt: skip
+    record = {"plan": old, "hardware": asdict(DATA_SHEETS["h100"]), "request": {"num_workers": 8}}
+    plan = create(tmp_path / "old", config, record).plan()
+    assert (plan.prepare_s, plan.num_workers, plan.seconds) == (17.3, 8, 17.3 + 123.0)
+    assert (plan.stages[0].other_s, plan.stages[0].memory.total) == (23.0, 6 * 10**9)
+    assert "8 workers" in cost_reasons(config, plan)[0]
+
+
+@pytest.mark.parametrize("plan", [None, {}, [], {"stages": []}, {"prepare_s": 1.0}])
+def test_without_a_plan_that_can_be_read_it_is_made_again(tmp_path, plan):
+    config = resolve(Request(mode="full"), DATA_SHEETS["h100"], compiler=None, attention="sdpa").config
+    record = {"plan": plan, "hardware": asdict(DATA_SHEETS["h100"]), "request": {"num_workers": 8}}
+    assert create(tmp_path / "run", config, record).plan() == estimate(config, DATA_SHEETS["h100"], 8)

@@ -50,7 +50,7 @@ class GrowingDataset:
 
     @property
     def row_tokens(self) -> int:
-        return self._first.row_tokens
+        return self.first.row_tokens
 
     @property
     def num_rows(self) -> int:
@@ -61,10 +61,11 @@ class GrowingDataset:
     @cached_property
     def fingerprint(self) -> str:
         """Of what it is made from, its first shard included: the rest is not known yet."""
-        return f"{self.made_from}-{self._first.fingerprint}"
+        return f"{self.made_from}-{self.first.fingerprint}"
 
     @property
-    def _first(self) -> TokenDataset:
+    def first(self) -> TokenDataset:
+        """Its first part. Raises as `bounds`."""
         self.bounds(1)
         return self._parts[0]
 

@@ -13,7 +13,7 @@ class Correction:
     process. Without measurements it is 0, and uncertain.
 
     Args:
-        places: (n, d), where was measured.
+        places: (n, d), where was measured, in coordinates whose differences say how unlike places are.
         errors: (n,), the logarithms found there.
         parts: of each how large it may be beforehand (standard deviation), and the distance over which places share
             it: EVERYWHERE, or one for each of the d dimensions.

@@ -1,12 +1,14 @@
 """Dividing a wall-clock cap among the stages of a run."""
 
+import math
 from dataclasses import replace
 
 from nanochat.config import RunConfig, StageConfig
 from nanochat.errors import UserError
-from nanochat.planning.estimate import checkpoint_bytes, compile_seconds, estimate, step_seconds
+from nanochat.planning.estimate import checkpoint_bytes, compile_seconds, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.overheads import ANSWERING, SAVING, UNENDED, reserved_overhead_s
+from nanochat.planning.preparing import NOTHING, There, begins_s, preparations
 
 CLOSING_S = {"cpu": 9.0, "cuda": 15.0}  # for Ray to end and the report to be written
 SAMPLES_S = 1.0
@@ -19,7 +21,12 @@ MOST_ON_COMPILING = 0.5  # of what there is for training
 
 
 def with_deadlines(
-    config: RunConfig, cap_s: float, hardware: Hardware, num_workers: int = 1, spent_s: float | None = None
+    config: RunConfig,
+    cap_s: float,
+    hardware: Hardware,
+    num_workers: int = 1,
+    spent_s: float | None = None,
+    there: There = NOTHING,
 ) -> RunConfig:
     """The configuration with a deadline for each of its trained stages.
 
@@ -30,18 +37,19 @@ def with_deadlines(
     Args:
         cap_s: what the whole run may take, from the start of its command.
         spent_s: how much of it is gone when the first stage begins; None: what preparing is estimated to take.
+        there: what of the data need not be made or fetched.
 
     Raises:
         UserError: there is not enough time to train anything.
     """
     stages = [(name, config.stage(name)) for name in config.trained_stages]
-    seconds = training_seconds(config, cap_s, hardware, num_workers, spent_s)
+    seconds = training_seconds(config, cap_s, hardware, num_workers, spent_s, there)
     start_s = cap_s - CLOSING_S[hardware.device_type] - seconds
     if seconds < MIN_STAGE_S * len(stages):
         needed = cap_s - seconds + MIN_STAGE_S * len(stages)
         raise UserError(
             f"{cap_s:.0f} s are too few: {cap_s - seconds:.0f} s go to starting, preparing the data and ending",
-            f"give at least --hours {needed / 3600:.3f}",
+            f"give at least --hours {math.ceil(needed / 3.6) / 1000:.3f}",
         )
     compiling_s = compile_seconds(config, stages[0][1].device_batch_size, hardware) if stages else 0.0
     compiling_s = min(compiling_s, MOST_ON_COMPILING * seconds)
@@ -65,15 +73,21 @@ def with_deadlines(
 
 
 def training_seconds(
-    config: RunConfig, cap_s: float, hardware: Hardware, num_workers: int = 1, spent_s: float | None = None
+    config: RunConfig,
+    cap_s: float,
+    hardware: Hardware,
+    num_workers: int = 1,
+    spent_s: float | None = None,
+    there: There = NOTHING,
 ) -> float:
     """What a cap leaves for the trained stages, see `with_deadlines`; not above 0 where it leaves nothing."""
-    start_s = estimate(config, hardware, num_workers).prepare_s if spent_s is None else spent_s
-    return cap_s - CLOSING_S[hardware.device_type] - start_s
+    if spent_s is None:
+        spent_s = begins_s(preparations(config, hardware, there), hardware)
+    return cap_s - CLOSING_S[hardware.device_type] - spent_s
 
 
 def stage_tail_s(config: RunConfig, stage: str, hardware: Hardware) -> float:
     """Seconds to keep for what a stage does after its last evaluation: saving, samples, questions."""
-    answering = reserved_overhead_s(ANSWERING, config.stage(stage).eval_questions * config.model.depth, hardware)
-    saving = reserved_overhead_s(SAVING, checkpoint_bytes(config.model), hardware)
-    return SAMPLES_S + UNENDED * answering + SLOW_DISK * saving
+    questions = config.stage(stage).eval_questions
+    answering = reserved_overhead_s(ANSWERING, questions * config.model.depth, hardware, UNENDED)
+    return SAMPLES_S + answering + reserved_overhead_s(SAVING, checkpoint_bytes(config.model), hardware, SLOW_DISK)

@@ -19,9 +19,10 @@ from nanochat.planning.overheads import (
     EVALUATING,
     SAVING,
     STARTING,
+    Cost,
     overhead_s,
 )
-from nanochat.planning.preparing import NOTHING, Preparation, There, download_bytes, preparations, shard_bytes
+from nanochat.planning.preparing import NOTHING, There, begins_s, download_bytes, preparations, shard_bytes
 
 # Shares of a GPU's measured matmul peak that a training step reaches, compiled or not; priors until a run has measured
 # better. Compiled: 0.68 of a run of depth 14 on an H200 (LOG.md, 2026-11-27); not compiled: assumed.
@@ -99,17 +100,15 @@ class StageEstimate:
     flops: float
     """Of the model; the optimizer's are in the time."""
     train_s: float
-    compiling_s: float
-    evaluating_s: float
-    answering_s: float
-    saving_s: float
+    beside: tuple[Cost, ...]
+    """The steps: compiling, evaluating, answering, saving."""
     memory: Memory
     disk_bytes: int
     """Checkpoints kept, and one while it is written."""
 
     @property
     def other_s(self) -> float:
-        return self.compiling_s + self.evaluating_s + self.answering_s + self.saving_s
+        return sum(each.seconds for each in self.beside)
 
     @property
     def seconds(self) -> float:
@@ -120,7 +119,8 @@ class StageEstimate:
 class Plan:
     """The cost of a run on given hardware."""
 
-    preparing: tuple[Preparation, ...]
+    preparing: tuple[Cost, ...]
+    """Starting, making the data and the tokenizer, tokenising; and ending."""
     prepare_disk_bytes: int
     """Token shards, in the cache that runs share."""
     download_bytes: int
@@ -304,7 +304,7 @@ def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1, there:
     """
     preparing = preparations(config, hardware, there)
     stages: list[StageEstimate] = []
-    since_s = sum(each.seconds for each in preparing)
+    since_s = begins_s(preparing, hardware)
     for name in config.trained_stages:
         stages.append(_stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
         since_s += stages[-1].seconds
@@ -352,6 +352,12 @@ def _stage_estimate(
         spare = stage.deadline_s - since_s - compiling - answering - an_evaluation - saving
         iterations = max(min(iterations, int(spare / per_step_in_all)), 0)
     tokens = iterations * stage.total_batch_size
+    beside = {
+        "compiling": compiling,
+        "evaluating": (iterations // stage.eval_every + 1) * an_evaluation,
+        "answering questions": answering,
+        "saving": saving,
+    }
     saved = min(config.keep_checkpoints, iterations // stage.checkpoint_every + 1) + 1 + config.keep_best_checkpoint
     return StageEstimate(
         stage=name,
@@ -359,10 +365,7 @@ def _stage_estimate(
         tokens=tokens,
         flops=float(tokens) * train_flops_per_token(config.model, config.model.max_seq_len),
         train_s=iterations * per_step,
-        compiling_s=compiling,
-        evaluating_s=(iterations // stage.eval_every + 1) * an_evaluation,
-        answering_s=answering,
-        saving_s=saving,
+        beside=tuple(Cost(what, seconds) for what, seconds in beside.items() if seconds),
         memory=train_memory(config, stage.device_batch_size, hardware, num_workers),
         disk_bytes=saved * checkpoint_bytes(config.model) if config.keep_checkpoints else 0,
     )

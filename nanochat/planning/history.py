@@ -15,6 +15,7 @@ from nanochat.events import Prepared
 from nanochat.files import exclusive, write_json
 from nanochat.planning.estimate import (
     Plan,
+    StageEstimate,
     checkpoint_bytes,
     compiling_part,
     modelled_memory,
@@ -36,8 +37,9 @@ from nanochat.planning.overheads import (
 
 MOST_KEPT = 300
 T = TypeVar("T")
+LEAST_OVERHEAD_S = 0.5  # of a part of a run that tells anything: what is shorter does not grow with its amount
 RUNS_HEEDED = 10  # the latest, for what runs take besides their steps
-MOST_TIMES = 30.0  # the assumed, or as small a part of it: beyond that something else was measured
+MOST_TIMES = 30.0  # the assumed or modelled, or as small a part of it: beyond that something else was measured
 MODELS = 5  # of time and memory, beside which trainings are kept: raise it when they change
 LEAST_STEPS, LEAST_S = 50, 10.0  # of a training that tells anything
 CALIBRATION = "calibration"  # how the name begins that a calibration has in place of a run's directory
@@ -126,17 +128,22 @@ class History:
     def known_of(self, hardware: Hardware) -> Hardware:
         """The hardware, with what was trained on it. Later stages share a process with the first, and tell nothing of
         memory."""
-        runs = self.read_runs()[-RUNS_HEEDED:]
+        trainings = [each.training for each in self.read() if each.first]
+        overheads = [overhead for each in self.read_runs()[-RUNS_HEEDED:] for overhead in each.overheads]
         return replace(
             hardware,
-            trainings=tuple(each.training for each in self.read() if each.first),
-            overheads=tuple(overhead for each in runs for overhead in each.overheads),
+            trainings=tuple(each for each in trainings if _makes_sense(each.speed) and _makes_sense(each.memory)),
+            overheads=tuple(each for each in overheads if _makes_sense(each.times)),
         )
 
     @property
     def _path(self) -> Path:
         key = f"{self.hardware}, models {MODELS}"
         return self.directory / "plans" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _makes_sense(times: float) -> bool:
+    return 1 / MOST_TIMES < times < MOST_TIMES
 
 
 def _latest(entries: Iterable[Any]) -> list[dict[str, Any]]:
@@ -152,15 +159,12 @@ def finished_stages(
     if config.fp8 or config.model.document_attention:  # neither is in the models of time and memory
         return []
     for name, result in results.items():
-        if name not in planned or result["starts"] > 1 or result["num_workers"] != plan.num_workers:
-            continue
-        if result["device_batch_size"] != config.stage(name).device_batch_size:  # memory ran out, now or once
+        if name not in planned or not _went_as_planned(name, result, config, plan):
             continue
         if result["iterations"] < LEAST_STEPS or result["train_s"] < LEAST_S or not result["tokens_per_second"] > 0:
             continue
         took_s, took_bytes, expected = result["train_s"] + result["other_s"], result["peak_memory_bytes"], planned[name]
-        # With a deadline the clock ends a stage: what was planned for the steps that it made.
-        planned_s = result["iterations"] * expected.train_s / max(expected.iterations, 1) + expected.other_s
+        planned_s = _planned_seconds(expected, result["iterations"])
         # Its share of the peak that was measured while it trained: the machine may have been busy when it was planned.
         share = result["peak_share"] * plan.num_workers
         peak = result["model_flops_per_second"] / share if share else 0.0
@@ -169,6 +173,19 @@ def finished_stages(
         found.append(Finished(run, name, time.time(), planned_s, took_s, expected.memory.total, took_bytes, training,
                               first=name == config.trained_stages[0]))  # fmt: skip
     return found
+
+
+def _went_as_planned(name: str, result: dict[str, Any], config: RunConfig, plan: Plan) -> bool:
+    """Whether one start of a stage, on as many workers as planned, came to its end without running out of memory, now
+    or once."""
+    rows = config.stage(name).device_batch_size
+    asked = (1, plan.num_workers, rows)
+    return (result["starts"], result["num_workers"], result["device_batch_size"]) == asked
+
+
+def _planned_seconds(stage: StageEstimate, iterations: int) -> float:
+    """With a deadline the clock ends a stage: what was planned for the steps that it made."""
+    return iterations * stage.train_s / max(stage.iterations, 1) + stage.other_s
 
 
 def finished_run(
@@ -190,14 +207,11 @@ def finished_run(
     stages = {stage.stage: stage for stage in plan.stages}
     if not trained or trained.keys() != stages.keys() or len(prepared) != 1:
         return None
-    if any(result["starts"] != 1 for result in trained.values()):
+    if not all(_went_as_planned(name, result, config, plan) for name, result in trained.items()):
         return None
-    planned_s = plan.prepare_s
-    for name, result in trained.items():  # as in `finished_stages`
-        planned_s += result["iterations"] * stages[name].train_s / max(stages[name].iterations, 1)
-        planned_s += stages[name].other_s
+    in_stages_s = sum(_planned_seconds(stages[name], result["iterations"]) for name, result in trained.items())
     overheads = _overheads(config, results, prepared[0], took_s, hardware)
-    return FinishedRun(run, time.time(), planned_s, took_s, overheads)
+    return FinishedRun(run, time.time(), plan.prepare_s + in_stages_s, took_s, overheads)
 
 
 def _overheads(
@@ -221,7 +235,7 @@ def _overheads(
         stage, result = config.stage(name), results[name]
         rest_s -= result["train_s"] + result["other_s"]
         if config.keep_checkpoints:
-            took(SAVING, result["save_stall_s"], checkpoint_bytes(config.model))
+            took(SAVING, result["last_save_s"], checkpoint_bytes(config.model))
         if asked := result["scores"].get("overall"):
             took(ANSWERING, result["answering_s"], asked["count"] * config.model.depth)
         if not (rate := result["tokens_per_second"]):
@@ -230,20 +244,17 @@ def _overheads(
         if config.compile and name == config.trained_stages[0]:
             part = compiling_part(config, stage.device_batch_size, hardware)
             seconds = result["first_step_s"] - stage.total_batch_size / rate
-            if (seconds > _compiling_limit_s(hardware)) == (part == COMPILING):  # else the compiler's cache was another
+            found_s, made_s = (overhead_s(each, 1, hardware) for each in (COMPILING_AGAIN, COMPILING))
+            # Else the compiler's cache held more, or less, than our record of it.
+            if seconds > 2 * found_s if part == COMPILING else seconds < made_s / 2:
                 took(part, seconds, 1)
     took(STARTING, rest_s, 1)
     times = {
         part: seconds / assumed_overhead_s(part, amount, hardware.device_type)
         for part, (seconds, amount) in parts.items()
-        if amount > 0
+        if amount > 0 and seconds >= LEAST_OVERHEAD_S
     }
-    return tuple(Overhead(part, each) for part, each in times.items() if 1 / MOST_TIMES < each < MOST_TIMES)
-
-
-def _compiling_limit_s(hardware: Hardware) -> float:
-    """Above it a first step has compiled, below it found what it needs."""
-    return (overhead_s(COMPILING, 1, hardware) * overhead_s(COMPILING_AGAIN, 1, hardware)) ** 0.5
+    return tuple(Overhead(part, each) for part, each in times.items() if _makes_sense(each))
 
 
 def measured(

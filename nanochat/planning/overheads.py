@@ -1,5 +1,7 @@
 """What a run takes besides its training steps, part by part: assumed, until runs on the machine have told."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from nanochat.planning.correction import EVERYWHERE, Correction
@@ -7,7 +9,7 @@ from nanochat.planning.hardware import Hardware
 
 STARTING = "starting"  # imports, measuring, Ray, the worker's model; and the end: 1
 TOKENIZER = "tokenizer"  # training it: characters
-TOKENISING = "tokenising"  # characters for each core
+TOKENISING = "tokenising"  # UTF-8 bytes for each core
 COMPILING = "compiling"  # a first step of a kind that was never trained here: 1
 COMPILING_AGAIN = "compiling again"  # a first step that finds all of it kept from an earlier run: 1
 EVALUATING = "evaluating"  # as many seconds as it would take to train on the tokens of an evaluation
@@ -26,8 +28,17 @@ ASSUMED_S = {
     ANSWERING: {"cpu": 0.0014, "cuda": 0.00125},
     SAVING: {"cpu": 1 / 350e6, "cuda": 1 / 350e6},  # 360 MB/s of 4.3 GB on the disk of an H200's machine
 }
+ENDING_S = {"cpu": 2.0, "cuda": 10.0}  # of STARTING: Ray's end and the report
 UNENDED = 4.0  # times as long as usual an answer takes of a model that does not end its answers
 SPREAD, NOISE = 0.7, 0.25  # of the logarithms of measured over assumed: between machines, between runs of one
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Planned seconds of something besides the training steps."""
+
+    what: str
+    seconds: float
 
 
 def overhead_s(part: str, amount: float, hardware: Hardware) -> float:
@@ -48,6 +59,6 @@ def assumed_overhead_s(part: str, amount: float, device_type: str) -> float:
     return amount * ASSUMED_S[part][device_type]
 
 
-def reserved_overhead_s(part: str, amount: float, hardware: Hardware) -> float:
-    """The larger of both, where time that must suffice is set aside."""
-    return max(overhead_s(part, amount, hardware), assumed_overhead_s(part, amount, hardware.device_type))
+def reserved_overhead_s(part: str, amount: float, hardware: Hardware, times: float) -> float:
+    """Where time that must suffice is set aside: so many times the assumed, or what runs have taken if that is more."""
+    return max(overhead_s(part, amount, hardware), times * assumed_overhead_s(part, amount, hardware.device_type))

@@ -8,7 +8,7 @@ import numpy as np
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig
 from nanochat.corpora import CORPORA
 from nanochat.planning.hardware import Hardware
-from nanochat.planning.overheads import STARTING, TOKENISING, TOKENIZER, overhead_s
+from nanochat.planning.overheads import ENDING_S, STARTING, TOKENISING, TOKENIZER, Cost, overhead_s
 
 TINYWORLD_S = 4.0  # to make it, once on a machine
 TINYWORLD_CHARS = 20_000_000
@@ -33,22 +33,14 @@ class There:
     text_bytes: int = 0
     """Of the shards of a corpus."""
     tokens: bool = False
-    """Its token shards, of a corpus the first."""
+    """The token shards that it begins with: of a corpus the first, of other text all."""
 
 
 NOTHING = There()
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """A part of what a run takes outside its trained stages."""
-
-    what: str
-    seconds: float
-
-
-def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) -> tuple[Preparation, ...]:
-    """What comes before the first stage; in "starting", what ending takes as well."""
+def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) -> tuple[Cost, ...]:
+    """What comes before the first stage, and the end."""
     makes_world = uses_world(config) and not there.world
     tokenizer_chars = 0.0 if config.start_from else min(config.tokenizer.max_chars, _available_chars(config.data))
     tokenised_chars = 0.0 if there.tokens else _first_chars(config)
@@ -60,12 +52,17 @@ def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) 
         "training the tokenizer": overhead_s(TOKENIZER, tokenizer_chars, hardware),
         "tokenising": overhead_s(TOKENISING, tokenised_chars / hardware.cpu_count, hardware),
     }
-    return tuple(Preparation(what, each) for what, each in seconds.items() if each)
+    return tuple(Cost(what, each) for what, each in seconds.items() if each)
+
+
+def begins_s(preparing: tuple[Cost, ...], hardware: Hardware) -> float:
+    """When the first stage does, on the clock of the run."""
+    return max(sum(each.seconds for each in preparing) - ENDING_S[hardware.device_type], 0.0)
 
 
 def uses_world(config: RunConfig) -> bool:
     """Whether a run needs TinyWorld: its text, its conversations or its questions."""
-    return config.data == TINYWORLD or config.chat != PUBLIC
+    return config.data == TINYWORLD or config.chat != PUBLIC or not _chat_stages(config)
 
 
 def download_bytes(config: RunConfig, there: There = NOTHING) -> int:
@@ -97,8 +94,12 @@ def text_download_bytes(config: RunConfig) -> int:
 
 
 def _chat_download_bytes(config: RunConfig, there: There) -> int:
-    wanted = config.chat == PUBLIC and {"mid", "sft"} & set(config.trained_stages)
-    return PUBLIC_CHAT_BYTES if wanted and not there.conversations else 0
+    wanted = config.chat == PUBLIC and _chat_stages(config) and not there.conversations
+    return PUBLIC_CHAT_BYTES if wanted else 0
+
+
+def _chat_stages(config: RunConfig) -> list[str]:
+    return [stage for stage in config.trained_stages if stage != "base"]
 
 
 def _first_download_bytes(config: RunConfig, there: There) -> float:
@@ -129,7 +130,7 @@ def _prepared_chars(config: RunConfig) -> float:
 
 def _chat_chars(config: RunConfig) -> float:
     """Of the conversations that are tokenised: TinyWorld's whole, of others what mid and SFT go through."""
-    stages = [stage for stage in config.trained_stages if stage != "base"]
+    stages = _chat_stages(config)
     if config.chat == TINYWORLD:
         return CHATS_CHARS if stages else 0
     tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)

@@ -22,6 +22,7 @@ from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.kernels import cannot_attend, choose_attention
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
+from nanochat.planning.preparing import NOTHING, There
 
 USUAL_GPU_BYTES = 40 * 10**9  # what the modes' bytes are of
 # From these on any mode may take such a share: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27).
@@ -79,6 +80,8 @@ def resolve(
     spent_s: float | None = None,
     attention: str | None = None,
     cache: Path | None = None,
+    there: Callable[[RunConfig], There] = lambda config: NOTHING,
+    train_s: float | None = None,
 ) -> Resolved:
     """The configuration of a request on some hardware.
 
@@ -89,6 +92,8 @@ def resolve(
         attention: training backend; None: chosen here, on a GPU by a measurement.
         cache: directory where measurements are kept; None: nowhere.
         spent_s: of the request's hours, when its first stage begins; None: as long as preparing is estimated to take.
+        there: what a run of a configuration needs and finds.
+        train_s: how long there will be for training, where neither hours nor iterations say so.
 
     Raises:
         UserError: the request cannot work; every problem is listed.
@@ -137,12 +142,16 @@ def resolve(
         if _is_set("compile", request):
             compiled = as_asked.compile
         else:
-            compiled = _repays(as_asked, request, hardware, spent_s, say)
+            if request.hours is not None:
+                cap_s, workers = 3600 * request.hours, request.num_workers
+                train_s = training_seconds(as_asked, cap_s, hardware, workers, spent_s, there(as_asked))
+            compiled = _repays(as_asked, train_s, hardware, request.num_workers, say)
     config = staged(replace(config, compile=compiled), say)
     if request.lr_multiplier is None and lr != 1:
         say(f"lr_multiplier {lr:g}: the scaling rules ask for too little at batches this small")
     if request.hours is not None:
-        config = with_deadlines(config, 3600 * request.hours, hardware, request.num_workers, spent_s)
+        cap_s, workers = 3600 * request.hours, request.num_workers
+        config = with_deadlines(config, cap_s, hardware, workers, spent_s, there(config))
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)  # before anything is measured for it
@@ -239,20 +248,20 @@ def _compile(
 
 
 def _repays(
-    config: RunConfig, request: Request, hardware: Hardware, spent_s: float | None, say: Callable[[str], None]
+    config: RunConfig, train_s: float | None, hardware: Hardware, num_workers: int, say: Callable[[str], None]
 ) -> bool:
-    """Whether compiling takes less time than training saves by it; what is trained in given hours could be more."""
+    """Whether compiling takes less time than training saves by it, of the seconds that there are to train, or of those
+    that the iterations take."""
     stages = [config.stage(name) for name in config.trained_stages]
     if not stages:
         return False
-    plain = modelled_step_seconds(replace(config, compile=False), stages[0], hardware, request.num_workers)
-    saved = 1 - modelled_step_seconds(config, stages[0], hardware, request.num_workers) / plain
-    if request.hours is None:
-        compiled_s = sum(stage.num_iterations * step_seconds(config, stage, hardware, request.num_workers)
-                         for stage in stages)  # fmt: skip
+    plain = modelled_step_seconds(replace(config, compile=False), stages[0], hardware, num_workers)
+    saved = 1 - modelled_step_seconds(config, stages[0], hardware, num_workers) / plain
+    if train_s is None:
+        compiled_s = sum(stage.num_iterations * step_seconds(config, stage, hardware, num_workers) for stage in stages)
         plain_s = compiled_s / (1 - saved)
     else:
-        plain_s = max(training_seconds(config, 3600 * request.hours, hardware, request.num_workers, spent_s), 0.0)
+        plain_s = max(train_s, 0.0)
     takes_s = compile_seconds(config, stages[0].device_batch_size, hardware)
     worth = saved * plain_s > takes_s
     say(

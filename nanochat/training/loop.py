@@ -327,6 +327,7 @@ class _Stage:
             ended = self.saver.wait()
         stall = self.around.clock() - start
         self.result.save_stall_s += stall
+        self.result.last_save_s = stall if wait else 0.0
         self.result.other_s += stall
         if wait and (failure := workers.from_lead(self._failure(ended))):
             raise failure

@@ -9,8 +9,8 @@ from typing import Any
 
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig
 from nanochat.corpora import CORPORA
-from nanochat.data.dataset import TokenDataset
 from nanochat.data.documents import find_documents
+from nanochat.data.growing import GrowingDataset
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.training.prepare import StageData
@@ -27,17 +27,20 @@ def tokens_are_there(config: RunConfig, cache: Path) -> bool:
 
 def note_tokens(config: RunConfig, cache: Path, data: dict[str, StageData]) -> None:
     """Tell later plans that these are there. A full disk only keeps them from knowing."""
-    datasets = [dataset for each in data.values() for dataset in (each.train, each.val)]
-    shards = [shard for dataset in datasets if isinstance(dataset, TokenDataset) for shard in dataset.directories]
     with suppress(OSError, UserError):
-        write_json(_note(config, cache), [shard.name for shard in shards])
+        write_json(_note(config, cache), sorted(shard.name for shard in _shards(data)))
 
 
 def made_bytes(data: dict[str, StageData], before: set[Path]) -> int:
     """UTF-8 bytes of the text of those shards that were not there before."""
+    return sum(json.loads((shard / "manifest.json").read_bytes())["bytes"] for shard in _shards(data) - before)
+
+
+def _shards(data: dict[str, StageData]) -> set[Path]:
+    """Directories of those that the stages begin with: all, of a corpus that still arrives the first."""
     datasets = [dataset for each in data.values() for dataset in (each.train, each.val)]
-    shards = {shard for dataset in datasets if isinstance(dataset, TokenDataset) for shard in dataset.directories}
-    return sum(json.loads((shard / "manifest.json").read_bytes())["bytes"] for shard in shards - before)
+    begun = [dataset.first if isinstance(dataset, GrowingDataset) else dataset for dataset in datasets]
+    return {shard for dataset in begun for shard in dataset.directories}
 
 
 def _note(config: RunConfig, cache: Path) -> Path:

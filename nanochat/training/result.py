@@ -36,6 +36,8 @@ class StageResult:
     """How often device_batch_size was halved."""
     save_stall_s: float = 0.0
     """What training waited for checkpoints; part of `other_s`."""
+    last_save_s: float = 0.0
+    """Of that, for the one at the end."""
     epochs: float = 0.0
     num_workers: int = 0
     device_batch_size: int = 0

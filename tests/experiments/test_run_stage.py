@@ -17,7 +17,9 @@ import torch
 from experiments import cli, preparation
 from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
+from nanochat.data.sources import cache_directory
 from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_events
+from nanochat.planning.history import History
 from nanochat.report import time_parts
 from nanochat.run import Run
 from nanochat.training.checkpoint import CheckpointStore
@@ -106,6 +108,8 @@ def test_ctrl_c_saves_and_the_same_command_resumes(runs):
     if stage == "base" and stopped_at < 24:  # steps this small can outrun the signal
         assert f"resumed at step {stopped_at}" in resumed.stdout
     same_weights(final_weights(runs, "stopped"), final_weights(runs, "whole"))
+    history = History(cache_directory(), run.hardware().name)
+    assert not [each for each in history.read_runs() if each.run == str(run.directory)], "it did not go through at once"
 
 
 @pytest.mark.ray
@@ -206,6 +210,9 @@ def test_the_next_plan_knows_what_the_last_run_took_and_left(whole, tmp_path, ca
     """`whole` made the built-in data and its tokens, and went through by one command."""
     (prepared,) = (each for each in read_events(whole.run.directory, "tokenizer") if isinstance(each, Prepared))
     assert prepared.tokenising_s > 0
+    history = History(cache_directory(), whole.run.hardware().name)
+    (told,) = (each for each in history.read_runs() if each.run == str(whole.run.directory))
+    assert told.took_s == pytest.approx(sum(time_parts(whole.run).values()), abs=3)
     assert {"starting, ending", "data and tokenizer", "sft: training"} <= time_parts(whole.run).keys()
     assert all(seconds >= 0 for seconds in time_parts(whole.run).values())
     assert run_stage_script.main(["--name", "next", "--runs-dir", str(tmp_path), *TINY, "--plan"]) == 0

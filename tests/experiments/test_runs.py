@@ -137,6 +137,12 @@ def test_plans_are_audited(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setattr(runs, "detect_hardware", lambda: CPU)
     assert run_main("plans") == 2
+    short = FinishedRun("/x/short", time.time(), 10.0, 10.0, ())
+    History(tmp_path / "alone", CPU.name).add([], short)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "alone"))
+        assert run_main("plans") == 0
+    assert "short, all of it" in capsys.readouterr().out
     training = Training("float32", True, 1, 3, 192, 2048, 1.0, 1.0)
     History(tmp_path, CPU.name).add(
         [Finished(name, "base", time.time(), 100.0, 100.0 * off, 10**9, 10**9, training, first=True)

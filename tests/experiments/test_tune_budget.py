@@ -19,6 +19,7 @@ from experiments.search_report import hours_table
 from nanochat.clock import start_clock
 from nanochat.errors import UserError
 from nanochat.planning.hardware import Hardware, detect_hardware
+from nanochat.planning.history import History
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
 from nanochat.search import policy as policy_module
@@ -79,6 +80,7 @@ def test_a_search_compiles_where_its_hours_repay_it(tmp_path):
     assert not minutes.compile
     assert hours.compile
     assert not search_of(tmp_path / "off", 0.2, compile="off").template.compile
+    assert search_of(tmp_path / "web", 0.08, data="climbmix", chat="public").template.model.depth, "and is not refused"
 
 
 def test_more_hours_are_predicted_to_buy_a_better_model(tmp_path):
@@ -255,6 +257,8 @@ def test_killed_in_a_trial_and_in_the_final_run_it_ends_within_its_hours_with_a_
     assert spent_s < 3600 * hours + 2  # the clock of a command that is killed ends with its last beat
     assert struck(plan)
     assert run.results()["base"]["iterations"] > 20
+    known = History(cache, run.hardware().name).read_runs()
+    assert not [each for each in known if each.run == str(run.directory)], "its plan knew of no trials"
     after = json.loads((run.directory / "search" / "policy.json").read_text())
     assert after["observations"][: len(before["observations"])] == before["observations"]
     assert {"depth", "val_bpb"} <= set(done.stdout.split())

@@ -9,6 +9,7 @@ from nanochat.errors import UserError
 from nanochat.planning.deadlines import CLOSING_S, MIN_STAGE_S, with_deadlines
 from nanochat.planning.estimate import compile_seconds, estimate, step_seconds
 from nanochat.planning.hardware import DATA_SHEETS, Hardware
+from nanochat.planning.preparing import begins_s
 from nanochat.planning.resolve import Request, resolve
 
 A100_40GB = DATA_SHEETS["a100-40gb"]
@@ -40,7 +41,7 @@ def test_the_shares_are_those_of_the_mode():
     config = resolve(Request(hours=2.0), CPU, compiler="g++").config
     spans = [config.mid.deadline_s - config.base.deadline_s, config.sft.deadline_s - config.mid.deadline_s]
     assert spans[0] / spans[1] == pytest.approx(2)  # 200 and 100 iterations
-    began = estimate(config, CPU).prepare_s
+    began = begins_s(estimate(config, CPU).preparing, CPU)
     compiling = compile_seconds(config, config.base.device_batch_size, CPU)
     assert compiling > 20, "which is nobody's share"
     most = 1.25 * (config.base.deadline_s - began) / step_seconds(config, config.base, CPU)

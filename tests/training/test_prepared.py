@@ -90,6 +90,22 @@ def test_the_length_of_training_matters_only_where_not_all_is_tokenised(made, ca
     assert tokens_are_there(replace(world, base=replace(world.base, num_iterations=9)), mine)
 
 
+def test_conversations_are_told_apart_too(made):
+    config, mine, data = made
+    chats = replace(config, stages=("tokenizer", "mid"), chat="public", train_tokens=1000)
+    note_tokens(chats, mine, data)
+    assert tokens_are_there(replace(chats, train_tokens=2000, base=replace(chats.base, packing="best_fit")), mine)
+    for other in (
+        replace(chats, chat="tinyworld"),
+        replace(chats, mid=replace(chats.mid, num_iterations=chats.mid.num_iterations + 1)),
+        replace(chats, stages=("tokenizer", "mid", "sft")),
+    ):
+        assert not tokens_are_there(other, mine)
+    world = replace(chats, chat="tinyworld")
+    note_tokens(world, mine, data)
+    assert tokens_are_there(replace(world, mid=replace(world.mid, num_iterations=7)), mine)
+
+
 def test_bytes_are_counted_of_what_was_made(made, text):
     _, mine, data = made
     shards = [*data["base"].train.directories, *data["base"].val.directories]

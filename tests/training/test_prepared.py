@@ -18,9 +18,9 @@ CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, 
 SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=100000", "base.eval_tokens=512")
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "own.txt"
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "own.txt"
     path.write_text("<|endoftext|>".join(f"The {number}. of many sheep sleeps under a tree." for number in range(3000)))
     return path
 
@@ -31,15 +31,21 @@ def config_of(text, *settings, **asked):
     return resolve(request, CPU, compiler=None).config
 
 
-@pytest.fixture
-def made(text, tmp_path, cache):
-    """What preparing a run leaves: its configuration, the cache, and the data."""
-    config, mine = config_of(text), tmp_path / "cache"
-    shutil.copytree(cache / "tinyworld", mine / "tinyworld") if (cache / "tinyworld").exists() else mine.mkdir()
-    run = create(tmp_path / "run", config, {})
-    sources = open_sources(config.data, mine)
+@pytest.fixture(scope="module")
+def prepared(text, tmp_path_factory, cache):
+    """A run's configuration, a cache of its own, and the data that was made there."""
+    config, directory = config_of(text), tmp_path_factory.mktemp("prepared")
+    run, mine = create(directory / "run", config, {}), directory / "cache"
+    sources = open_sources(config.data, cache)
     tokenizer = prepare_tokenizer(run, config, sources, lambda text: None)
-    data = {"base": prepare_stage("base", config, sources, tokenizer, mine)}
+    return config, mine, {"base": prepare_stage("base", config, sources, tokenizer, mine)}
+
+
+@pytest.fixture
+def made(prepared, tmp_path):
+    """The same in a copy of the cache, and told to later plans."""
+    config, original, data = prepared
+    mine = Path(shutil.copytree(original, tmp_path / "cache"))
     assert not tokens_are_there(config, mine), "nobody has said so"
     note_tokens(config, mine, data)
     return config, mine, data
@@ -53,7 +59,7 @@ def test_the_same_run_finds_them(made):
 
 def test_until_one_is_gone(made):
     config, mine, data = made
-    shutil.rmtree(data["base"].val.directories[0])
+    shutil.rmtree(mine / "shards" / data["base"].val.directories[0].name)
     assert not tokens_are_there(config, mine)
 
 
@@ -67,11 +73,15 @@ def test_another_run_does_not(made, text, change):
     assert not tokens_are_there(config_of(text, change), mine)
 
 
-def test_nor_does_one_of_other_text(made, text):
-    config, mine, _ = made
-    text.write_text(text.read_text() + "And one more.")
+def test_nor_does_one_of_other_text(made, text, tmp_path):
+    config, mine, data = made
+    own = Path(shutil.copy(text, tmp_path))
+    config = replace(config, data=str(own))
+    note_tokens(config, mine, data)
+    assert tokens_are_there(config, mine)
+    own.write_text(own.read_text() + "And one more.")
     assert not tokens_are_there(config, mine)
-    text.unlink()
+    own.unlink()
     assert not tokens_are_there(config, mine)
 
 
@@ -90,8 +100,15 @@ def test_the_length_of_training_matters_only_where_not_all_is_tokenised(made, ca
     assert tokens_are_there(replace(world, base=replace(world.base, num_iterations=9)), mine)
 
 
-def test_conversations_are_told_apart_too(made):
+def test_conversations_are_told_apart_too(made, tmp_path):
     config, mine, data = made
+    ours, theirs = (tmp_path / f"{name}.jsonl" for name in ("ours", "theirs"))
+    for path in (ours, theirs):
+        path.write_text("{}")
+    own = replace(config, stages=("tokenizer", "mid"), chat=str(ours))
+    note_tokens(own, mine, data)
+    assert tokens_are_there(own, mine)
+    assert not tokens_are_there(replace(own, chat=str(theirs)), mine)
     chats = replace(config, stages=("tokenizer", "mid"), chat="public", train_tokens=1000)
     note_tokens(chats, mine, data)
     assert tokens_are_there(replace(chats, train_tokens=2000, base=replace(chats.base, packing="best_fit")), mine)
@@ -101,15 +118,16 @@ def test_conversations_are_told_apart_too(made):
         replace(chats, stages=("tokenizer", "mid", "sft")),
     ):
         assert not tokens_are_there(other, mine)
+    assert tokens_are_there(replace(chats, mid=replace(chats.mid, packing="best_fit")), mine), "theirs is one way"
     world = replace(chats, chat="tinyworld")
     note_tokens(world, mine, data)
     assert tokens_are_there(replace(world, mid=replace(world.mid, num_iterations=7)), mine)
 
 
 def test_bytes_are_counted_of_what_was_made(made, text):
-    _, mine, data = made
+    data = made[2]
     shards = [*data["base"].train.directories, *data["base"].val.directories]
     sizes = [json.loads((shard / "manifest.json").read_text())["bytes"] for shard in shards]
     assert made_bytes(data, set()) == sum(sizes)
     assert made_bytes(data, {shards[0]}) == sum(sizes[1:])
-    assert made_bytes(data, set((mine / "shards").iterdir())) == 0
+    assert made_bytes(data, set(shards[0].parent.iterdir())) == 0

@@ -41,6 +41,8 @@ class Prepared(Event):
     """Token shards made or found."""
     tokenised_bytes: int
     """UTF-8, of those that were made."""
+    conversations: int
+    """In them."""
 
 
 @dataclass(frozen=True)

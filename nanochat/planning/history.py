@@ -33,6 +33,7 @@ from nanochat.planning.overheads import (
     TOKENIZER,
     assumed_overhead_s,
     overhead_s,
+    tokenising_s,
 )
 
 MOST_KEPT = 300
@@ -228,7 +229,8 @@ def _overheads(
     if tokenizer := results.get("tokenizer"):
         rest_s -= tokenizer["seconds"]
     if config.data not in CORPORA:  # else it was waited for downloads
-        took(TOKENISING, prepared.tokenising_s, prepared.tokenised_bytes / hardware.cpu_count)
+        assumed_s = tokenising_s(prepared.tokenised_bytes, prepared.conversations, hardware.cpu_count)
+        took(TOKENISING, prepared.tokenising_s, assumed_s)
         if tokenizer:
             took(TOKENIZER, tokenizer["seconds"], tokenizer["characters"])
     for name in config.trained_stages:

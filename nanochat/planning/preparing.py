@@ -8,13 +8,15 @@ import numpy as np
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig
 from nanochat.corpora import CORPORA
 from nanochat.planning.hardware import Hardware
-from nanochat.planning.overheads import ENDING_S, STARTING, TOKENISING, TOKENIZER, Cost, overhead_s
+from nanochat.planning.overheads import ENDING_S, STARTING, TOKENISING, TOKENIZER, Cost, overhead_s, tokenising_s
 
 TINYWORLD_S = 4.0  # to make it, once on a machine
-TINYWORLD_CHARS = 20_000_000
-CHARS_PER_TOKEN = 3.5
+TINYWORLD_CHARS = 11_800_000
+# Of a token: TinyWorld's with 1,024 of them, and what each doubling of the vocabulary adds: 4.8 of the web with 32,768.
+CHARS_PER_TOKEN, MORE_CHARS_PER_TOKEN = 2.5, 0.46
 SHARD_SIZE = 1.3  # over that of its tokens: masks, packing plan
-CHATS_CHARS = 6_000_000  # of TinyWorld's conversations
+CHATS_CHARS = 4_200_000  # of TinyWorld's conversations
+TINYWORLD_CHAT_CHARS, CHAT_CHARS = 140, 2000  # of one of them, and of one of others (assumed)
 # What --chat public fetches and makes, see nanochat.data.mixtures: SmolTalk is most of both.
 PUBLIC_CHAT_BYTES, PUBLIC_CHAT_S = 1_000_000_000, 240.0
 DOWNLOAD_BYTES_PER_S = 30e6  # assumed: a good line of a quarter gigabit
@@ -42,15 +44,18 @@ NOTHING = There()
 def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) -> tuple[Cost, ...]:
     """What comes before the first stage, and the end."""
     makes_world = uses_world(config) and not there.world
-    tokenizer_chars = 0.0 if config.start_from else min(config.tokenizer.max_chars, _available_chars(config.data))
-    tokenised_chars = 0.0 if there.tokens else _first_chars(config)
+    chats = _chat_chars(config)
+    available = _available_chars(config.data) + chats
+    tokenizer_chars = 0.0 if config.start_from else min(config.tokenizer.max_chars, available)
+    conversations = chats / (TINYWORLD_CHAT_CHARS if config.chat == TINYWORLD else CHAT_CHARS)
+    tokenised_s = tokenising_s(_first_text_chars(config) + chats, conversations, hardware.cpu_count)
     seconds = {
         "starting and ending": overhead_s(STARTING, 1, hardware),
         "making TinyWorld": TINYWORLD_S if makes_world else 0.0,
         "conversations": PUBLIC_CHAT_S if _chat_download_bytes(config, there) else 0.0,
         "downloading": _first_download_bytes(config, there) / DOWNLOAD_BYTES_PER_S,
         "training the tokenizer": overhead_s(TOKENIZER, tokenizer_chars, hardware),
-        "tokenising": overhead_s(TOKENISING, tokenised_chars / hardware.cpu_count, hardware),
+        "tokenising": overhead_s(TOKENISING, 0.0 if there.tokens else tokenised_s, hardware),
     }
     return tuple(Cost(what, each) for what, each in seconds.items() if each)
 
@@ -73,7 +78,8 @@ def download_bytes(config: RunConfig, there: There = NOTHING) -> int:
 def shard_bytes(config: RunConfig) -> int:
     """Of the token shards that a run makes or finds."""
     bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
-    return round(SHARD_SIZE * bytes_per_token * _prepared_chars(config) / CHARS_PER_TOKEN)
+    chars = _text_chars(config) + _chat_chars(config)
+    return round(SHARD_SIZE * bytes_per_token * chars / _chars_per_token(config))
 
 
 def corpus_shards(config: RunConfig) -> int:
@@ -112,20 +118,20 @@ def _first_download_bytes(config: RunConfig, there: There) -> float:
     return float(min(first, max(text_download_bytes(config) - there.text_bytes, 0)))
 
 
-def _first_chars(config: RunConfig) -> float:
-    """Characters that are tokenised before the first step: of a corpus little, as the rest arrives meanwhile."""
-    chars = _prepared_chars(config)
-    return chars if config.data not in CORPORA else min(chars, _chat_chars(config) + FIRST_CHARS)
+def _first_text_chars(config: RunConfig) -> float:
+    """Of the base stage's text, what is tokenised before the first step: of a corpus little, as the rest arrives
+    meanwhile."""
+    chars = _text_chars(config)
+    return chars if config.data not in CORPORA else min(chars, FIRST_CHARS)
 
 
-def _prepared_chars(config: RunConfig) -> float:
-    """Characters that are tokenised: what the base stage goes through, or all there is, and the conversations."""
-    chats = _chat_chars(config)
+def _text_chars(config: RunConfig) -> float:
+    """Of the base stage's text that is tokenised: what the stage goes through, or all there is."""
     if "base" not in config.trained_stages:
-        return chats
-    wanted = _text_tokens(config) * CHARS_PER_TOKEN
+        return 0.0
     available = _available_chars(config.data)
-    return chats + (available if config.data == TINYWORLD else min(wanted, available))  # the world is tokenised whole
+    wanted = _text_tokens(config) * _chars_per_token(config)
+    return available if config.data == TINYWORLD else min(wanted, available)  # the world is tokenised whole
 
 
 def _chat_chars(config: RunConfig) -> float:
@@ -135,7 +141,11 @@ def _chat_chars(config: RunConfig) -> float:
         return CHATS_CHARS if stages else 0
     tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)
     there = np.inf if config.chat == PUBLIC else len(stages) * _available_chars(config.chat)
-    return float(min(tokens * CHARS_PER_TOKEN, there))
+    return float(min(tokens * _chars_per_token(config), there))
+
+
+def _chars_per_token(config: RunConfig) -> float:
+    return max(CHARS_PER_TOKEN + MORE_CHARS_PER_TOKEN * np.log2(config.model.vocab_size / 1024), 1.0)
 
 
 def _text_tokens(config: RunConfig) -> int:

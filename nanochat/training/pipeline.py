@@ -39,7 +39,7 @@ from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.loop import Interrupted, train_stage
 from nanochat.training.prepare import StageData, prepare_growing, prepare_stage, prepare_tokenizer
-from nanochat.training.prepared import made_bytes, note_tokens
+from nanochat.training.prepared import made_since, note_tokens
 from nanochat.training.result import StageResult
 from nanochat.training.stage import Surroundings, Trainee
 from nanochat.workers import Workers
@@ -187,7 +187,7 @@ class _Pipeline:
             )
         tokenising_s = time.perf_counter() - start
         note_tokens(self.config, cache, data)
-        self.emit(Prepared("tokenizer", sources_s, tokenising_s, made_bytes(data, had_shards)))
+        self.emit(Prepared("tokenizer", sources_s, tokenising_s, *made_since(had_shards, data)))
         return _Shared(sources, data)
 
     def _note(self, stage: str, text: str, warning: bool = False) -> None:

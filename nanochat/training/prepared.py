@@ -28,19 +28,25 @@ def tokens_are_there(config: RunConfig, cache: Path) -> bool:
 def note_tokens(config: RunConfig, cache: Path, data: dict[str, StageData]) -> None:
     """Tell later plans that these are there. A full disk only keeps them from knowing."""
     with suppress(OSError, UserError):
-        write_json(_note(config, cache), sorted(shard.name for shard in _shards(data)))
+        shards = {shard.name for each in data.values() for shard in _shards(each)}
+        write_json(_note(config, cache), sorted(shards))
 
 
-def made_bytes(data: dict[str, StageData], before: set[Path]) -> int:
-    """UTF-8 bytes of the text of those shards that were not there before."""
-    return sum(json.loads((shard / "manifest.json").read_bytes())["bytes"] for shard in _shards(data) - before)
+def made_since(before: set[Path], data: dict[str, StageData]) -> tuple[int, int]:
+    """UTF-8 bytes and conversations of the shards that were not there before."""
+    size = conversations = 0
+    for stage, each in data.items():
+        for shard in _shards(each) - before:
+            manifest = json.loads((shard / "manifest.json").read_bytes())
+            size += manifest["bytes"]
+            conversations += manifest["documents"] if stage != "base" else 0
+    return size, conversations
 
 
-def _shards(data: dict[str, StageData]) -> set[Path]:
-    """Directories of those that the stages begin with: all, of a corpus that still arrives the first."""
-    datasets = [dataset for each in data.values() for dataset in (each.train, each.val)]
-    begun = [dataset.first if isinstance(dataset, GrowingDataset) else dataset for dataset in datasets]
-    return {shard for dataset in begun for shard in dataset.directories}
+def _shards(data: StageData) -> set[Path]:
+    """Directories of those that a stage begins with: all, of a corpus that still arrives the first."""
+    train = data.train.first if isinstance(data.train, GrowingDataset) else data.train
+    return {*train.directories, *data.val.directories}
 
 
 def _note(config: RunConfig, cache: Path) -> Path:

@@ -23,13 +23,14 @@ from nanochat.planning.overheads import (
     TOKENIZER,
     overhead_s,
     reserved_overhead_s,
+    tokenising_s,
 )
 from nanochat.planning.preparing import There
 from nanochat.planning.resolve import Request, resolve
 from nanochat.training.result import StageResult
 
 CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
-RATE, QUESTIONS, CHARACTERS, TOKENISED = 10_000.0, 4000, 40_000_000, 8_000_000
+RATE, QUESTIONS, CHARACTERS, TOKENISED = 10_000.0, 4000, 40_000_000, (20_000_000, 30_000)
 PARTS = set(ASSUMED_S) - {COMPILING_AGAIN}
 
 
@@ -44,7 +45,8 @@ def run_of(config, times, **flaws):
         return times.get(part, 1.0) * amount * ASSUMED_S[part]["cpu"]
 
     tokenizer = {"characters": CHARACTERS, "seconds": seconds(TOKENIZER, CHARACTERS)}
-    prepared = Prepared("tokenizer", 3.0, seconds(TOKENISING, TOKENISED / CPU.cpu_count), TOKENISED)
+    assumed_s = tokenising_s(*TOKENISED, CPU.cpu_count)
+    prepared = Prepared("tokenizer", 3.0, seconds(TOKENISING, assumed_s), *TOKENISED)
     took_s = seconds(STARTING, 1) + prepared.sources_s + prepared.tokenising_s + tokenizer["seconds"]
     results = {"tokenizer": tokenizer}
     for name in config.trained_stages:

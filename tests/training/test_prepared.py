@@ -12,7 +12,7 @@ from nanochat.planning.hardware import Hardware
 from nanochat.planning.resolve import Request, resolve
 from nanochat.run import create
 from nanochat.training.prepare import prepare_stage, prepare_tokenizer
-from nanochat.training.prepared import made_bytes, note_tokens, tokens_are_there
+from nanochat.training.prepared import made_since, note_tokens, tokens_are_there
 
 CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
 SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=100000", "base.eval_tokens=512")
@@ -124,10 +124,12 @@ def test_conversations_are_told_apart_too(made, tmp_path):
     assert tokens_are_there(replace(world, mid=replace(world.mid, num_iterations=7)), mine)
 
 
-def test_bytes_are_counted_of_what_was_made(made, text):
+def test_what_was_made_is_counted(made, text):
     data = made[2]
     shards = [*data["base"].train.directories, *data["base"].val.directories]
     sizes = [json.loads((shard / "manifest.json").read_text())["bytes"] for shard in shards]
-    assert made_bytes(data, set()) == sum(sizes)
-    assert made_bytes(data, {shards[0]}) == sum(sizes[1:])
-    assert made_bytes(data, set(shards[0].parent.iterdir())) == 0
+    assert made_since(set(), data) == (sum(sizes), 0)
+    assert made_since({shards[0]}, data) == (sum(sizes[1:]), 0)
+    assert made_since(set(shards[0].parent.iterdir()), data) == (0, 0)
+    documents = data["base"].train.num_documents + data["base"].val.num_documents
+    assert made_since(set(), {"mid": data["base"]}) == (sum(sizes), documents)

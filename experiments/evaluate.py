@@ -16,6 +16,8 @@ import socket
 import sys
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -236,16 +238,13 @@ def _fetch(url: str, to: Path) -> None:
 def _harness(run: Run, checkpoint: Checkpoint, options: argparse.Namespace) -> int:
     if find_spec("lm_eval") is None:
         raise UserError("--lm-eval needs EleutherAI's harness", 'pip install -e ".[lm-eval]"')
-    if not constants.HF_HUB_OFFLINE and not answers():  # its libraries would ask again and again, for half a minute
-        constants.HF_HUB_OFFLINE = True
-        print(f"warning: nobody answers at {endpoint()}: of the hub's data only what was fetched before is used",
-              file=sys.stderr)  # fmt: skip
-    from experiments.lm_harness import ask_harness
-
     names = [name.strip() for name in options.lm_eval.split(",") if name.strip()]
     model, tokenizer = load_model(checkpoint, run.tokenizer_directory, *choose_device()[:2])
-    found = ask_harness(Engine(model, tokenizer), names, tasks_of=options.include_path, limit=options.max_per_task,
-                        shots=options.num_fewshot)  # fmt: skip
+    with _hub_as_it_is():
+        from experiments.lm_harness import ask_harness
+
+        found = ask_harness(Engine(model, tokenizer), names, tasks_of=options.include_path, limit=options.max_per_task,
+                            shots=options.num_fewshot)  # fmt: skip
     rows = []
     for task, scores in found.items():
         for key, value in scores.items():
@@ -258,6 +257,20 @@ def _harness(run: Run, checkpoint: Checkpoint, options: argparse.Namespace) -> i
     show_table(make_console(), Table(_title(run, checkpoint), columns, tuple(rows)))
     _keep(run, checkpoint, "lm-eval", found)
     return 0
+
+
+@contextmanager
+def _hub_as_it_is() -> Iterator[None]:
+    """Where it does not answer, nobody asks it: its libraries would, again and again, for half a minute."""
+    before = constants.HF_HUB_OFFLINE
+    if not before and not answers():
+        constants.HF_HUB_OFFLINE = True
+        print(f"warning: nobody answers at {endpoint()}: of the hub's data only what was fetched before is used",
+              file=sys.stderr)  # fmt: skip
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 # --- all --------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 pytest.importorskip("lm_eval")
 
@@ -109,6 +110,7 @@ metric_list:
     assert "cats" in said
     assert "acc" in said
     assert "±" in said
+    assert not constants.HF_HUB_OFFLINE, "as it was before, whether the hub answers or not"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

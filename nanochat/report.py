@@ -146,7 +146,7 @@ def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:
     largest = max(plan.stages, key=lambda stage: stage.memory.total)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in vars(largest.memory).items() if size)
     preparing = ", ".join(f"{each.what} {duration(each.seconds)}" for each in plan.preparing)
-    runs_known = f"runs known here: {plan.runs_known}" if plan.runs_known else "assumed: no run has ended here yet"
+    runs_known = f"runs known here: {plan.runs_known}" if plan.runs_known else "assumed: no whole run is known here yet"
     layouts = dict.fromkeys(_layout(config, stage, plan.num_workers) for stage in plan.stages)
     return [
         f"a step: {'; '.join(layouts)}",

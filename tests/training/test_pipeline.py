@@ -34,11 +34,11 @@ SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=300000", "base.num_
             "base.checkpoint_every=2", "base.eval_tokens=512", "base.eval_every=4")  # fmt: skip
 
 
-def small_run(directory: Path, **changes: object) -> Run:
+def small_run(directory: Path, hardware: str = HARDWARE.name, **changes: object) -> Run:
     request = Request(stages=("tokenizer", "base"), depth=1, max_seq_len=128, total_batch_size=512, device_batch_size=4,
                       compile="off", assignments=SETTINGS)  # fmt: skip
     config = replace(resolve(request, HARDWARE, compiler=None).config, **changes)
-    return create(directory, config, {"hardware": {"name": HARDWARE.name}})
+    return create(directory, config, {"hardware": {"name": hardware}})
 
 
 def go(run: Run, stop_after: int = 99, fault: Callable[[str], None] = lambda point: None) -> None:
@@ -79,8 +79,10 @@ def test_memory_that_ran_out_is_remembered_for_the_next_run(tmp_path):
             ran_out.append(point)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    first, second = small_run(tmp_path / "first"), small_run(tmp_path / "second")
-    record = MemoryRecord(cache_directory(), HARDWARE.name)
+    # Hardware of its own: other tests share the cache, perhaps at the same time, and must not train by halves.
+    small = "a processor with little memory"
+    first, second = small_run(tmp_path / "first", small), small_run(tmp_path / "second", small)
+    record = MemoryRecord(cache_directory(), small)
     go(first, fault=fault)
     assert record.limit(first.config().model, "float32") == 2
     warnings = [event.text for event in read_events(first.directory, "base") if isinstance(event, Note)]

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nanochat.files import write_json
 from nanochat.model import ModelConfig
 
 
@@ -28,10 +30,10 @@ class MemoryRecord:
             return None  # nothing remembered, or nothing that makes sense
 
     def remember(self, model: ModelConfig, compute_dtype: str, rows: int) -> None:
-        """Memory ran out with more than `rows` rows."""
-        path = self._path(model, compute_dtype)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**self._key(model, compute_dtype), "device_batch_size": rows}, indent=1))
+        """Memory ran out with more than `rows` rows. A full disk only lets the next run find that out for itself."""
+        with suppress(OSError):
+            record = {**self._key(model, compute_dtype), "device_batch_size": rows}
+            write_json(self._path(model, compute_dtype), record)
 
     def _key(self, model: ModelConfig, compute_dtype: str) -> dict:
         return {"hardware": self.hardware, "model": asdict(model), "compute_dtype": compute_dtype}

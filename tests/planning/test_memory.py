@@ -38,6 +38,13 @@ def test_a_damaged_record_says_nothing(tmp_path, content):
     assert record.limit(MODEL, "float32") is None
 
 
+def test_training_goes_on_where_it_cannot_be_remembered(tmp_path):
+    (tmp_path / "memory").write_text("a file where its folder would be, as unwritable as a full disk")
+    record = MemoryRecord(tmp_path, "x")
+    record.remember(MODEL, "float32", 4)
+    assert record.limit(MODEL, "float32") is None
+
+
 def test_the_plan_heeds_it_and_says_so(tmp_path):
     record = MemoryRecord(tmp_path, A100_40GB.name)
     free = resolve(Request(), A100_40GB, compiler=None, memory=record).config

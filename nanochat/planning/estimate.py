@@ -27,7 +27,8 @@ from nanochat.planning.preparing import NOTHING, There, begins_s, download_bytes
 # Shares of a GPU's measured matmul peak that a training step reaches, compiled or not; priors until a run has measured
 # better. Compiled: 0.68 of a run of depth 14 on an H200 (LOG.md, 2026-11-27); not compiled: assumed.
 UTILISATION = {True: 0.68, False: 0.38}
-SHEET_SHARE = 0.66  # of a data sheet's peak that products reach: 0.76 on that H200; GPUs not seen yet may be worse
+# Of a data sheet's peak that products reach: measured on that H200; GPUs not seen yet may be worse.
+SHEET_SHARES, SHEET_SHARE = {"NVIDIA H200 SXM": 0.76}, 0.66
 MUON_STEPS = 5
 # Of the logarithms of measured over modelled: of all trainings on a machine, of one kind of them (dtype, compiled or
 # not), of those of a kind that are alike in depth, width and tokens of a forward pass, and of each measurement.
@@ -172,7 +173,7 @@ def modelled_step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardw
     peak = hardware.peak_flops[config.compute_dtype]
     model_flops = tokens * train_flops_per_token(model, model.max_seq_len)
     if hardware.device_type == "cuda":
-        peak *= 1 if hardware.measured else SHEET_SHARE
+        peak *= 1 if hardware.measured else SHEET_SHARES.get(hardware.name, SHEET_SHARE)
         return (model_flops / num_workers + optimizer_flops(model)) / (peak * UTILISATION[config.compile])
     step = CPU_STEPS[config.compute_dtype, config.compile]  # workers on a CPU share its processors
     rest = tokens * (step.channels * model.depth * model.width + step.vocabulary * model.vocab_size)

@@ -173,6 +173,8 @@ def test_what_a_gpu_took_is_what_is_modelled(depth, rows, tokens, peak, step_s):
     hardware = replace(H200, peak_flops={"float32": 50.6e12, "bfloat16": peak})
     config = resolved(hardware, depth=depth, device_batch_size=rows, total_batch_size=tokens, compile="on").config
     assert step_seconds(config, config.base, hardware) == pytest.approx(step_s, rel=0.1)
+    unseen = DATA_SHEETS["h200"]  # planned for without it
+    assert step_seconds(config, config.base, unseen) == pytest.approx(step_s, rel=0.1)
 
 
 @pytest.mark.parametrize("name", DATA_SHEETS)

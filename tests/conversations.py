@@ -94,9 +94,9 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chats, "MIXTURES", small)
 
 
-def own(path: Path, count: int) -> Path:
+def own(path: Path, count: int, ending: str = "") -> Path:
     records = real(DOLLY, count)
-    lines = [{"messages": [{"role": "user", "content": record["prompt"]},
-                           {"role": "assistant", "content": record["response"]}]} for record in records]  # fmt: skip
+    pairs = [(("user", record["prompt"]), ("assistant", record["response"] + ending)) for record in records]
+    lines = [{"messages": [{"role": role, "content": content} for role, content in pair]} for pair in pairs]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path

@@ -10,7 +10,7 @@ What is not TinyWorld's is made once, into a directory whose name says what it w
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def check_chat(chat: str) -> None:
 
 
 def open_own(path: Path, cache: Path) -> tuple[Path, Path]:
-    """Training and validation files of the user's own conversations, divided now or found in `cache`.
+    """Training and validation files of the user's own conversations, divided now or found in `cache`. They lie in an
+    order of their content's hashes, so that any beginning is a fair sample of a file that may be sorted.
 
     Raises:
         UserError: as `check_chat`.
@@ -73,9 +74,17 @@ def open_own(path: Path, cache: Path) -> tuple[Path, Path]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     one_in = validation_one_in([path])
-    made_from = {"own": digest, "one_in": one_in}
+    made_from = {"own": digest, "one_in": one_in, "order": "by content"}
     directory = _directory(cache, "own", made_from)
-    _make(directory, made_from, lambda folder: _write_conversations(folder, _own(path), one_in))
+
+    def write(folder: Path) -> Counter[str]:
+        counts = _write_conversations(folder, (("own", messages) for messages in read_conversations(path)), one_in)
+        for made in (folder / "train.jsonl", folder / "val.jsonl"):
+            lines = sorted(_lines(made), key=_by_content)
+            made.write_bytes(b"".join(lines))
+        return counts
+
+    _make(directory, made_from, write)
     return directory / "train.jsonl", directory / "val.jsonl"
 
 
@@ -114,10 +123,6 @@ def missing(stages: Iterable[str], questions: bool, cache: Path) -> list[str]:
     wanted += [("tasks", TASKS)] if questions else []
     absent = [parts for name, parts in wanted if not _directory(cache, name, fingerprint(parts)).exists()]
     return list(dict.fromkeys(part.dataset for parts in absent for part in parts if part.dataset))
-
-
-def _own(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    return (("own", messages) for messages in read_conversations(path))
 
 
 def _directory(cache: Path, name: str, made_from: dict[str, Any]) -> Path:
@@ -166,11 +171,17 @@ def _write_conversations(
 
 def _give_one(train: Path, val: Path) -> None:
     """Few conversations may all fall on one side: then the other gets one of them, chosen by content too."""
-    lines = [line for path in (train, val) for line in path.read_text(encoding="utf-8").splitlines(keepends=True)]
-    given = min(lines, key=content_number)
-    val.write_text(given, encoding="utf-8")
-    lines.remove(given)
-    train.write_text("".join(lines), encoding="utf-8")
+    given, *others = sorted(_lines(train) + _lines(val), key=_by_content)
+    val.write_bytes(given)
+    train.write_bytes(b"".join(others))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)  # of a str, U+2028 would be an end of line too
+
+
+def _by_content(line: bytes) -> int:
+    return content_number(line.decode("utf-8"))
 
 
 def _sha256(path: Path) -> str:

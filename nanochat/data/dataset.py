@@ -15,6 +15,7 @@ class TokenDataset:
         directories: the shards; `TokenDataset(directories)` opens the same dataset in another process.
         row_tokens, num_rows, num_documents, num_tokens: sizes; num_tokens counts every token of the shards once.
         num_bytes: UTF-8 bytes of the text.
+        share: of the documents that there were, chosen by their content.
         padded_fraction: share of the rows' places that hold no token.
         fingerprint: SHA-256 (hex) over everything `rows` can return.
     """
@@ -23,6 +24,7 @@ class TokenDataset:
         self.directories = tuple(directories)
         self._shards = [_Shard(directory) for directory in self.directories]
         self.row_tokens: int = self._shards[0].manifest["made_from"]["row_tokens"]
+        self.share: float = self._shards[0].manifest["made_from"].get("share", 1.0)
         self.num_rows, self.num_documents, self.num_tokens, self.num_bytes, padded = (
             sum(shard.manifest[count] for shard in self._shards)
             for count in ("rows", "documents", "tokens", "bytes", "padded_tokens")

@@ -133,6 +133,12 @@ def is_validation(document: str, one_in: int = VALIDATION_ONE_IN) -> bool:
     return content_number(document) % one_in == 0
 
 
+def is_chosen(document: str, share: float) -> bool:
+    """Whether a document is in so large a share of all, decided by its own text alone: as many on both sides of the
+    split, and those of a smaller share are among those of a larger."""
+    return content_number(document) >> 32 < share * 2**32
+
+
 def content_number(document: str) -> int:
     """64 bits that depend on a document's text alone."""
     return int.from_bytes(hashlib.blake2b(document.encode("utf-8"), digest_size=8).digest(), "little")

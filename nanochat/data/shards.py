@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.data.dataset import TokenDataset
-from nanochat.data.documents import VALIDATION_ONE_IN, is_validation, read_conversations, read_documents
+from nanochat.data.documents import VALIDATION_ONE_IN, is_chosen, is_validation, read_conversations, read_documents
 from nanochat.data.packing import pack
 from nanochat.errors import UserError
 from nanochat.files import exclusive, whole_or_not_at_all
@@ -36,6 +36,7 @@ from nanochat.tokenizer import Tokenizer, render
 
 FORMAT = 1  # part of every shard's name: raise it whenever the same input would give another shard
 SHARD_TOKENS = 1 << 24  # a larger source becomes several shards: 16M tokens are about 64 MB of English
+MORE = 1.25  # times the share of documents that would just do, where the one tried held too few tokens
 SOURCE_BYTES = 64 << 20  # small files are gathered to sources of this size, so that a folder of notes is one shard
 _ENCODE_CHARS = 1 << 22  # tokenised at once
 _ENCODE_CONVERSATIONS = 1024
@@ -70,6 +71,7 @@ def build_text_shards(
     one_in: int = VALIDATION_ONE_IN,
     num_threads: int | None = None,
     max_tokens: int | None = None,
+    share: float = 1.0,
     progress: Progress | None = None,
     spread: Spread | None = None,
 ) -> TokenDataset:
@@ -83,15 +85,23 @@ def build_text_shards(
         packing: "stream" or "best_fit", see `packing.pack`.
         num_threads: for tokenising; every core when None.
         max_tokens: stop with the document that reaches it. The same files and limit give the same dataset.
+        share: of the documents, chosen by their content from all of the files, all that are chosen; where these hold
+            fewer than `max_tokens`, a larger share. 1: files in their order.
         progress: called with the tokens so far and `max_tokens`, or 0 where that is None.
         spread: makes the sources that are certain to be needed at once, each on one core; the dataset is the same.
 
     Raises:
         UserError: no document in the split, a file that cannot be read, or a full disk.
     """
-
-    recipe = _text_recipe(tokenizer, split, one_in, row_tokens, packing, num_threads)
-    dataset = _build(files, out_dir, recipe, max_tokens, progress, spread)
+    if share < 1 and max_tokens is None:
+        raise ValueError("a share of the documents needs max_tokens, which it should hold")
+    while True:
+        recipe = _text_recipe(tokenizer, split, one_in, row_tokens, packing, num_threads, share)
+        dataset = _build(files, out_dir, recipe, max_tokens if share == 1 else None, progress, spread)
+        held = dataset.num_tokens if dataset else 0
+        if share == 1 or max_tokens is None or held >= max_tokens:
+            break
+        share = min(MORE * share * max_tokens / held, 1.0) if held else 1.0
     if dataset is None and split == "val":
         raise UserError(
             "no document of the data falls into the validation split",
@@ -143,10 +153,16 @@ def stream_text_shards(
 
 
 def _text_recipe(
-    tokenizer: Tokenizer, split: str, one_in: int, row_tokens: int, packing: str, num_threads: int | None
+    tokenizer: Tokenizer,
+    split: str,
+    one_in: int,
+    row_tokens: int,
+    packing: str,
+    num_threads: int | None,
+    share: float = 1.0,
 ) -> _Recipe:
     def read(source: Sequence[Path]) -> Iterator[str]:
-        documents = read_documents(source)
+        documents = (text for text in read_documents(source) if share == 1 or is_chosen(text, share))
         return (text for text in documents if split == "all" or is_validation(text, one_in) == (split == "val"))
 
     def encode(texts: Iterator[str], threads: int) -> Iterator[Encoded]:
@@ -157,7 +173,7 @@ def _text_recipe(
     if split not in ("train", "val", "all"):
         raise ValueError(f"unknown split {split!r}")
     part = split if split == "all" else f"{split}, one in {one_in}"
-    settings = _settings("text", part, row_tokens, packing, tokenizer)
+    settings = _settings("text", part, row_tokens, packing, tokenizer) | ({"share": share} if share < 1 else {})
     return _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
 
 

@@ -11,6 +11,7 @@ from nanochat.data.chats import CHAT_STAGES, Chats, open_own, open_public, open_
 from nanochat.data.documents import (
     VALIDATION_ONE_IN,
     find_documents,
+    is_chosen,
     is_validation,
     read_conversations,
     read_documents,
@@ -48,11 +49,14 @@ class Sources:
     one_in: int = VALIDATION_ONE_IN
     """Of how many documents one is kept for validation, where they are divided."""
 
-    def tokenizer_texts(self, max_chars: int) -> Iterator[str]:
-        """Training text for the tokenizer: documents and conversations in turn, never validation text."""
-        documents = (
-            text for text in read_documents(self.base_train) if self.base_val or not is_validation(text, self.one_in)
-        )
+    def tokenizer_texts(self, max_chars: int, share: float = 1.0) -> Iterator[str]:
+        """Training text for the tokenizer: documents and conversations in turn, never validation text.
+
+        Args:
+            share: of the documents, chosen by their content from all of the files.
+        """
+        read = (text for text in read_documents(self.base_train) if share == 1 or is_chosen(text, share))
+        documents = (text for text in read if self.base_val or not is_validation(text, self.one_in))
         left = max_chars
         conversations = (
             _text_of(messages) for path in self.chat_train.values() for messages in read_conversations(path)

@@ -25,7 +25,9 @@ def bits_per_byte(
     rows_per_batch: int,
     workers: Workers,
 ) -> float:
-    """Loss in bits over the UTF-8 bytes of the targets, on the first rows of `dataset`, shared over the workers.
+    """Loss in bits over the UTF-8 bytes of the targets, on rows from all of `dataset`, shared over the workers.
+
+    Rows lie as they were packed, those of the longest documents first, so every so manieth is taken.
 
     Special tokens have no bytes: neither their loss nor their length counts.
 
@@ -34,7 +36,8 @@ def bits_per_byte(
         max_tokens: how many tokens to look at, at least one row.
     """
     count = min(max(max_tokens // dataset.row_tokens, 1), dataset.num_rows)
-    mine = np.arange(count)[workers.rank :: workers.size]
+    rows = np.arange(count) * dataset.num_rows // count
+    mine = rows[workers.rank :: workers.size]
     sums = torch.zeros(2, dtype=torch.float64, device=workers.device)  # nats and bytes; read once, at the end
     for start in range(0, len(mine), rows_per_batch):
         batch = to_batch(*dataset.rows(mine[start : start + rows_per_batch]))

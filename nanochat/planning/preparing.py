@@ -7,6 +7,8 @@ import numpy as np
 
 from nanochat.config import PUBLIC, TINYWORLD, RunConfig
 from nanochat.corpora import CORPORA
+from nanochat.data.documents import VALIDATION_ONE_IN, find_documents
+from nanochat.errors import UserError
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.overheads import ENDING_S, STARTING, TOKENISING, TOKENIZER, Cost, overhead_s, tokenising_s
 
@@ -22,6 +24,8 @@ PUBLIC_CHAT_BYTES, PUBLIC_CHAT_S = 1_000_000_000, 240.0
 DOWNLOAD_BYTES_PER_S = 30e6  # assumed: a good line of a quarter gigabit
 FIRST_CHARS = 80_000_000  # of a corpus, the text of its first token shard
 PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
+CHOOSING_CHARS_PER_S = 150e6  # one core reads so many where only a share of the documents is taken
+SPARE_TEXT = 1.25  # times the text needed, by the estimate, that is chosen of more
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def preparations(config: RunConfig, hardware: Hardware, there: There = NOTHING) 
         "making TinyWorld": TINYWORLD_S if makes_world else 0.0,
         "conversations": PUBLIC_CHAT_S if _chat_download_bytes(config, there) else 0.0,
         "downloading": _first_download_bytes(config, there) / DOWNLOAD_BYTES_PER_S,
+        "choosing from the text": _choosing_s(config, there),
         "training the tokenizer": overhead_s(TOKENIZER, tokenizer_chars, hardware),
         "tokenising": overhead_s(TOKENISING, 0.0 if there.tokens else tokenised_s, hardware),
     }
@@ -70,6 +75,26 @@ def uses_world(config: RunConfig) -> bool:
     return config.data == TINYWORLD or config.chat != PUBLIC or not _chat_stages(config)
 
 
+def text_share(config: RunConfig, tokens: float) -> float:
+    """Of the documents of the user's own text, as many as hold so many tokens, with some to spare; all of other data,
+    any beginning of which is a fair sample."""
+    if config.data == TINYWORLD or config.data in CORPORA:
+        return 1.0
+    share = SPARE_TEXT * tokens * chars_per_token(config) / _available_chars(config.data)
+    return min(float(f"{share:.2g}"), 1.0) or 1.0  # 0: of what cannot be looked at
+
+
+def _choosing_s(config: RunConfig, there: There) -> float:
+    """To read all of the user's own text for a share of it: for the tokenizer, to train on and to validate on."""
+    tokens = []
+    if not config.start_from:
+        tokens.append(config.tokenizer.max_chars / chars_per_token(config))
+    if "base" in config.trained_stages and not there.tokens:
+        tokens += [text_tokens(config), 2 * config.base.eval_tokens * VALIDATION_ONE_IN]
+    times = sum(text_share(config, each) < 1 for each in tokens)
+    return times * _available_chars(config.data) / CHOOSING_CHARS_PER_S if times else 0.0
+
+
 def download_bytes(config: RunConfig, there: There = NOTHING) -> int:
     """What a run fetches from the hub."""
     return _chat_download_bytes(config, there) + max(text_download_bytes(config) - there.text_bytes, 0)
@@ -79,7 +104,7 @@ def shard_bytes(config: RunConfig) -> int:
     """Of the token shards that a run makes or finds."""
     bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
     chars = _text_chars(config) + _chat_chars(config)
-    return round(SHARD_SIZE * bytes_per_token * chars / _chars_per_token(config))
+    return round(SHARD_SIZE * bytes_per_token * chars / chars_per_token(config))
 
 
 def corpus_shards(config: RunConfig) -> int:
@@ -88,7 +113,7 @@ def corpus_shards(config: RunConfig) -> int:
     makes_tokenizer = not config.start_from
     if corpus is None or not (makes_tokenizer or "base" in config.trained_stages):
         return 0
-    tokens = _text_tokens(config) if "base" in config.trained_stages else 0
+    tokens = text_tokens(config) if "base" in config.trained_stages else 0
     return corpus.shards_for(tokens, config.tokenizer.max_chars if makes_tokenizer else 0)
 
 
@@ -129,9 +154,10 @@ def _text_chars(config: RunConfig) -> float:
     """Of the base stage's text that is tokenised: what the stage goes through, or all there is."""
     if "base" not in config.trained_stages:
         return 0.0
-    available = _available_chars(config.data)
-    wanted = _text_tokens(config) * _chars_per_token(config)
-    return available if config.data == TINYWORLD else min(wanted, available)  # the world is tokenised whole
+    available, wanted = _available_chars(config.data), text_tokens(config) * chars_per_token(config)
+    if config.data in CORPORA or not np.isfinite(available):
+        return min(wanted, available)
+    return available * text_share(config, text_tokens(config))
 
 
 def _chat_chars(config: RunConfig) -> float:
@@ -141,14 +167,15 @@ def _chat_chars(config: RunConfig) -> float:
         return CHATS_CHARS if stages else 0
     tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)
     there = np.inf if config.chat == PUBLIC else len(stages) * _available_chars(config.chat)
-    return float(min(tokens * _chars_per_token(config), there))
+    return float(min(tokens * chars_per_token(config), there))
 
 
-def _chars_per_token(config: RunConfig) -> float:
+def chars_per_token(config: RunConfig) -> float:
+    """About how many characters of English a token of its vocabulary stands for."""
     return max(CHARS_PER_TOKEN + MORE_CHARS_PER_TOKEN * np.log2(config.model.vocab_size / 1024), 1.0)
 
 
-def _text_tokens(config: RunConfig) -> int:
+def text_tokens(config: RunConfig) -> int:
     """What the base stage goes through."""
     return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
 
@@ -159,5 +186,8 @@ def _available_chars(data: str) -> float:
         return TINYWORLD_CHARS
     if corpus := CORPORA.get(data):
         return corpus.validation * corpus.shard_chars
-    files = [Path(data)] if Path(data).is_file() else [path for path in Path(data).rglob("*") if path.is_file()]
-    return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files) or np.inf
+    try:
+        files = find_documents(Path(data))
+    except UserError:
+        return np.inf
+    return sum(path.stat().st_size * (PARQUET_RATIO if path.suffix == ".parquet" else 1) for path in files)

@@ -114,7 +114,7 @@ def read_core_task(task: CoreTask, path: Path) -> list[Example]:
         UserError: the file cannot be read or a line is no example; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}", "get the file again") from error
     examples = []

@@ -85,10 +85,12 @@ def read_questions(path: Path) -> list[Question]:
     questions = []
     names = {field.name for field in fields(Question)}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or set(record) != names:

@@ -13,6 +13,7 @@ from nanochat.data.shards import Progress, Spread, build_chat_shards, build_text
 from nanochat.data.sources import Sources
 from nanochat.files import write_json
 from nanochat.planning.hardware import usable_cpus
+from nanochat.planning.preparing import chars_per_token, text_share, text_tokens
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import FILE_NAME
@@ -44,7 +45,8 @@ def prepare_tokenizer(run: Run, config: RunConfig, sources: Sources, say: Callab
 
     def counted() -> Iterator[str]:
         nonlocal characters
-        for text in sources.tokenizer_texts(config.tokenizer.max_chars):
+        share = text_share(config, config.tokenizer.max_chars / chars_per_token(config))
+        for text in sources.tokenizer_texts(config.tokenizer.max_chars, share):
             characters += len(text)
             yield text
 
@@ -102,7 +104,7 @@ def prepare_stage(
             for files, tokens in zip((sources.chat_train, sources.chat_val), most, strict=True)
         )
         return StageData(train, val)
-    trained = _text_tokens(config)
+    trained = text_tokens(config)
     # The built-in world is small: tokenised whole, so that every mode finds the same shards. Of other data what is
     # needed.
     needed = None if config.data == TINYWORLD else trained
@@ -116,6 +118,7 @@ def prepare_stage(
         row_tokens=row,
         packing=settings.packing,
         max_tokens=needed,
+        share=text_share(config, trained),
         progress=progress,
         spread=spread,
     )
@@ -132,7 +135,7 @@ def prepare_growing(
     """
     assert isinstance(sources.base_train, CorpusFiles)
     feed, row, packing = run.directory / "base" / "feed", config.model.max_seq_len, config.base.packing
-    tokens = _text_tokens(config)
+    tokens = text_tokens(config)
     feeder = Feeder(
         feed,
         sources.base_train,
@@ -160,14 +163,10 @@ def prepare_growing(
     return StageData(train, val), feeder
 
 
-def _text_tokens(config: RunConfig) -> int:
-    """Of the base stage's text, what is trained on."""
-    return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
-
-
 def _validation_text(
     config: RunConfig, sources: Sources, tokenizer: Tokenizer, cache: Path, split: str, progress: Progress
 ) -> TokenDataset:
+    tokens = 2 * config.base.eval_tokens
     return build_text_shards(
         sources.base_val or sources.base_train,
         tokenizer,
@@ -176,6 +175,7 @@ def _validation_text(
         one_in=sources.one_in,
         row_tokens=config.model.max_seq_len,
         packing=config.base.packing,
-        max_tokens=2 * config.base.eval_tokens,
+        max_tokens=tokens,
+        share=text_share(config, tokens * sources.one_in),
         progress=progress,
     )

@@ -183,6 +183,8 @@ def test_own_conversations_are_divided_by_content(tmp_path):
     trained, kept = (list(read_conversations(each)) for each in (train, val))
     assert sorted(map(json.dumps, trained + kept)) == sorted(map(json.dumps, read_conversations(path)))
     assert 400 / 16 / 2 < len(kept) < 400 / 16 * 2
+    order = [list(read_conversations(path)).index(messages) for messages in trained]
+    assert 120 < np.mean(order[:100]) < 280  # any beginning is a fair sample
     sources = open_sources("tinyworld", tmp_path, str(path))
     assert sources.chat_train == {"mid": train, "sft": train}
     assert sources.questions.parts[-3:-1] == ("tinyworld", "world-0")
@@ -190,7 +192,7 @@ def test_own_conversations_are_divided_by_content(tmp_path):
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_few_conversations_still_validate(tmp_path, count):
-    path = own(tmp_path / "own.jsonl", count)
+    path = own(tmp_path / "own.jsonl", count, "\u2028\x85")  # ends of lines in Unicode, not in JSON lines
     train, val = (list(read_conversations(each)) for each in open_own(path, tmp_path))
     assert len(train) + len(val) == count
     assert train

@@ -14,7 +14,7 @@ import pytest
 
 from nanochat.data import shards
 from nanochat.data.dataset import TokenDataset
-from nanochat.data.documents import is_validation, read_documents
+from nanochat.data.documents import is_chosen, is_validation, read_documents
 from nanochat.data.shards import build_chat_shards, build_text_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer, render
@@ -138,6 +138,30 @@ def test_another_share_for_validation_is_another_split(files, tokenizer, tmp_pat
     assert targets_of(val) == all_tokens(files, tokenizer, lambda d: is_validation(d, 16))
     assert val.num_documents + train.num_documents == 600
     assert val.num_documents > 2 * build(files, tokenizer, tmp_path / "cache", split="val").num_documents
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("split", ["all", "train", "val"])
+def test_a_share_is_of_all_files_and_throughout_them(files, tokenizer, tmp_path, split):
+    def of_split(text):
+        return split == "all" or is_validation(text, 4) == (split == "val")
+
+    dataset = build(files, tokenizer, tmp_path / "cache", split=split, one_in=4, share=0.25, max_tokens=100)
+    assert targets_of(dataset) == all_tokens(files, tokenizer, lambda d: is_chosen(d, 0.25) and of_split(d))
+    assert dataset.share == 0.25
+    chosen = [text for text in read_documents(files) if is_chosen(text, 0.25) and of_split(text)]
+    places = [600 * int(text.split()[1]) + 2 * int(text.split()[3].rstrip(":")) for text in chosen]
+    assert [len(chosen) // 16 <= sum(place // 300 == part for place in places) for part in range(4)] == [True] * 4
+
+
+def test_a_share_that_holds_too_little_is_made_larger(files, tokenizer, tmp_path):
+    whole = build(files, tokenizer, tmp_path / "cache")
+    for wanted in (whole.num_tokens // 4, whole.num_tokens, 10 * whole.num_tokens):
+        dataset = build(files, tokenizer, tmp_path / "cache", share=0.001, max_tokens=wanted)
+        assert dataset.num_tokens >= min(wanted, whole.num_tokens)
+        assert (dataset.share < 1) == (wanted < whole.num_tokens)
+    again = build(files, tokenizer, tmp_path / "cache", share=0.001, max_tokens=whole.num_tokens // 4)
+    assert again.num_tokens < whole.num_tokens // 2
 
 
 @pytest.mark.usefixtures("small_shards")

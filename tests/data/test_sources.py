@@ -11,3 +11,6 @@ def test_the_tokenizer_sees_no_validation_text_of_little_data(tmp_path):
     assert sources.one_in == 16
     seen = set(sources.tokenizer_texts(10_000_000))
     assert {text for text in documents if text not in seen} == {text for text in documents if is_validation(text, 16)}
+    chosen = [text for text in sources.tokenizer_texts(10_000_000, share=0.1) if text in documents]
+    assert 60 < len(chosen) < 140
+    assert not any(is_validation(text, 16) for text in chosen)

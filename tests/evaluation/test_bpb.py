@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def test_neither_batch_size_nor_workers_change_it(dataset, tokenizer, monkeypatc
         measure(model, dataset, tokenizer, workers=Workers(rank, 3))
     nats, size = map(sum, zip(*parts, strict=True))
     assert nats / math.log(2) / size == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_part_is_of_rows_from_all_of_them(dataset, tokenizer):
+    """Packed rows begin with the longest documents, so the first are no fair sample."""
+    asked = []
+    spy = SimpleNamespace(row_tokens=dataset.row_tokens, num_rows=dataset.num_rows,
+                          rows=lambda rows: asked.extend(rows) or dataset.rows(rows))  # fmt: skip
+    model = Transformer(ModelConfig.from_depth(1, tokenizer.vocab_size, 32))
+    part = dataset.num_rows // 3
+    measure(model, spy, tokenizer, max_tokens=part * 32)
+    assert len(set(asked)) == part
+    assert [sum(dataset.num_rows * third // 3 <= row < dataset.num_rows * (third + 1) // 3 for row in asked)
+            for third in range(3)] == pytest.approx([part / 3] * 3, abs=1)  # fmt: skip
 
 
 def test_nothing_to_predict_is_an_error(dataset, tokenizer):

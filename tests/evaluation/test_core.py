@@ -124,7 +124,7 @@ def test_what_is_no_example_is_named(tmp_path, line, said):
     path.write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(UserError, match=said):
         read_core_task(BY_LABEL["copa"], path)
-    path.write_text(good)
+    path.write_text(good.replace('"q"', '"q\u2028\x85"'), encoding="utf-8")  # within JSON no end of a line
     assert len(read_core_task(BY_LABEL["copa"], path)) == 1
     with pytest.raises(UserError, match="10 others stand before each"):
         read_core_task(BY_LABEL["piqa"], path)

@@ -1,7 +1,7 @@
 """When a reply is right, what the scores are, and what is said about a broken file of questions."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,14 @@ def test_questions_survive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(asdict(question)) + "\n" for question in (CAPITAL, SUM, CHOICE, MANY, CODE)))
     assert read_questions(path) == [CAPITAL, SUM, CHOICE, MANY, CODE]
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """Not at the ends of lines that Unicode has besides."""
+    strange = replace(CAPITAL, question="What\u2028is\u2029the\x85capital of France?")
+    lines = [json.dumps(asdict(each), ensure_ascii=False) for each in (strange, SUM)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    assert read_questions(tmp_path / "questions.jsonl") == [strange, SUM]
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,13 @@ def settle(run: Run, config: RunConfig) -> None:
         store = CheckpointStore(run.checkpoints(stage))
         found = store.newest(lambda text, stage=stage: emit(Note(stage, text, warning=True)))
         if found is None:
+            emit(Note(stage, "the time was up before anything of it was saved", warning=True))
             continue
         result = StageResult(**found.state["result"])
         emit(Note(stage, f"the time was up: the model is that of step {found.step:,}", warning=True))
         write_json(run.result_path(stage), asdict(result))
         emit(StageFinished(stage, found.step, asdict(result)))
-    if config.trained_stages and not run.results():
+    if config.trained_stages and not set(config.trained_stages) & run.results().keys():
         raise UserError(
             "the time was up before anything could be saved", "give more --hours, or a smaller --depth"
         )

@@ -11,6 +11,7 @@ The same command again resumes an interrupted run. Exit codes: 0 done, 2 somethi
 """
 
 import argparse
+import json
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -148,7 +149,9 @@ def main(argv: list[str]) -> int:
         show_plan(console, run, config, record)
         if args.plan:
             return 0
-        write_json(run.record_path, {"config": to_dict(config), **record})
+        whole = {"config": to_dict(config), **record}
+        if not run.exists() or run.record() != json.loads(json.dumps(whole)):  # on a full disk it can stay as it is
+            write_json(run.record_path, whole)
         return train(console, run, config, record, Scale(args.num_workers, args.min_workers, args.address), begin(run),
                      wandb=args.wandb)  # fmt: skip
 

@@ -102,7 +102,8 @@ def train(
             if _finished(run, config):
                 outcome = Outcome("done")
             else:
-                check_hub(config.data, config.chat, config.stages, corpus_shards(config))
+                shards = 0 if run.result_path("base").exists() else corpus_shards(config)
+                check_hub(config.data, config.chat, config.stages, shards)
                 display.say("starting Ray")
                 display.does("Ray is starting")
                 outcome = fit(run, hardware, scale, show_and_watch)
@@ -119,8 +120,11 @@ def train(
                 signal.signal(number, handler)
     if watch.asked and outcome.state == "interrupted" and not stop.asked:
         outcome = Outcome("done")
-    if outcome.state == "done":
-        settle(run, config)
+    try:
+        if outcome.state == "done":
+            settle(run, config)
+    except UserError as error:
+        outcome = Outcome("user_error", error.message, error.hint)
     try:
         return _ended(console, run, config, outcome, clock, sections)
     finally:
@@ -172,6 +176,9 @@ def _ended(
     if outcome.state == "interrupted":
         console.print("interrupted; the same command continues where it stopped")
         return 130
+    for stage in config.trained_stages:
+        if stage not in run.results():
+            _warn(console, f"{stage} was not trained: the time was up")
     _remember(run, config, clock)
     more = sections()
     _report(console, run, more)
@@ -205,8 +212,8 @@ def _show_summary(console: Console, run: Run, config: RunConfig) -> None:
     console.print()
     for prompt, text in conversation(run, config.trained_stages):
         console.print(
-            f"[bold]{'you' if config.trained_stages[-1] != 'base' else 'prompt'}:[/bold] {prompt}\n"
-            f"[bold]nanochat:[/bold] {text}",
+            f"[bold]{'you' if config.trained_stages[-1] != 'base' else 'prompt'}:[/bold] {escape(prompt)}\n"
+            f"[bold]nanochat:[/bold] {escape(text)}",
             soft_wrap=True,
         )
     console.print()

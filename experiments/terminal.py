@@ -33,7 +33,7 @@ SILENT_S = 9.0  # plain lines come at least so often
 
 
 def make_console() -> Console:
-    """Output to stdout; a hundred columns when it is not a terminal, so that piped tables are not squeezed."""
+    """Output to stdout; 120 columns when it is not a terminal, so that piped tables are not squeezed."""
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 

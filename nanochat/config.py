@@ -133,6 +133,8 @@ def check(config: RunConfig, num_workers: int = 1) -> None:
             "tokenizer.vocab_size must be at least 300 (256 bytes and the special tokens), "
             f"not {config.tokenizer.vocab_size}"
         )
+    if config.keep_checkpoints < 1:
+        problems.append(f"keep_checkpoints must be at least 1, not {config.keep_checkpoints}")
     if config.compute_dtype not in DTYPES:
         problems.append(f"compute_dtype must be one of {', '.join(DTYPES)}, not {config.compute_dtype!r}")
     if config.fp8 and (config.compute_dtype != "bfloat16" or config.model.max_seq_len % 16):

@@ -104,11 +104,13 @@ def test_check_lists_every_problem():
     config = make_config(
         tokenizer=TokenizerConfig(100),
         compute_dtype="int4",
+        keep_checkpoints=0,
         base=StageConfig(0, 1024, 2, Schedule(warmup=0.8, warmdown=0.8), lr_multiplier=-1, packing="loose"),
     )
     with pytest.raises(UserError) as caught:
         check(config)
-    for part in ("at least 300", "int4", "base.num_iterations", "overlap", "lr_multiplier", "loose"):
+    named = ("at least 300", "int4", "keep_checkpoints", "base.num_iterations", "overlap", "lr_multiplier", "loose")
+    for part in named:
         assert part in caught.value.message
 
 

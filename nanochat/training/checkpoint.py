@@ -163,6 +163,8 @@ class CheckpointStore:
             such as s3://bucket/prefix, of which one process at a time may be the writer.
         keep_last: how many to keep; older ones are removed once a new one is in place.
         keep_best: whether to keep the one with the lowest score besides.
+        regular: tells steps that a checkpoint is due at from those where training was stopped. The newest of a regular
+            step is always kept, as training may have to go back to it.
         fault: told the name of each point passed while saving, for tests that kill the process there.
 
     Raises CheckpointError if the location makes no sense.
@@ -174,12 +176,13 @@ class CheckpointStore:
         *,
         keep_last: int = 2,
         keep_best: bool = False,
+        regular: Callable[[int], bool] = lambda step: True,
         fault: Callable[[str], None] = lambda point: None,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last must be at least 1, not {keep_last}")
         self._storage = storage_at(location)
-        self.keep_last, self.keep_best, self.fault = keep_last, keep_best, fault
+        self.keep_last, self.keep_best, self.regular, self.fault = keep_last, keep_best, regular, fault
 
     @property
     def directory(self) -> Path:
@@ -265,7 +268,7 @@ class CheckpointStore:
         self.fault("manifest")
 
     def _retain(self, step: int, saved: str) -> None:
-        """Remove all up to the step just saved but the last few, and the best.
+        """Remove all up to the step just saved but the last few, the last regular one, and the best.
 
         One of a later step can only be there because it was damaged or another one was chosen over it: it is left to
         be replaced when training gets there. Those seen to be damaged take no place of a whole one. If the one just
@@ -276,7 +279,7 @@ class CheckpointStore:
         for name in earlier:
             with suppress(DamagedCheckpoint):
                 sound[name] = _open(self._storage, name, check_all=False)
-        keep = list(sound)[: self.keep_last]
+        keep = list(sound)[: self.keep_last] + [name for name in sound if self.regular(sound[name].step)][:1]
         scores = {name: found.score for name, found in sound.items() if found.score is not None}
         if self.keep_best and scores:
             keep.append(min(scores, key=lambda name: scores[name]))

@@ -77,6 +77,10 @@ def run_pipeline(
     _Pipeline(run, config, workers, emit, should_stop, fault, spread).run()
 
 
+Weights = Callable[[], Checkpoint | None]
+"""Opens those that a stage starts from; None: new ones."""
+
+
 @dataclass(frozen=True)
 class _Shared:
     """What every stage shares. Made by rank 0 and sent to the others, who open the same files."""
@@ -118,7 +122,7 @@ class _Pipeline:
         self.peak_flops = 0.0
         self.trainee = build_trainee(self.config, self.workers, self.tokenizer.bos_id, draw=False)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
-        weights = self._beginning()
+        weights = self._beginning
         for stage in self.config.trained_stages:
             weights = self._stage(stage, prepared.data[stage], prepared.sources, weights)
             if stage == "base":
@@ -194,19 +198,27 @@ class _Pipeline:
     def _note(self, stage: str, text: str, warning: bool = False) -> None:
         self.emit(Note(stage, text, warning))
 
-    def _stage(self, name: str, data: StageData, sources: Sources, weights: Checkpoint | None) -> Checkpoint | None:
-        """Train a stage, or skip it if it is finished. Returns its last checkpoint, if the run saves any."""
+    def _stage(self, name: str, data: StageData, sources: Sources, weights: Weights) -> Weights:
+        """Train a stage, or skip it if it is finished.
+
+        Args:
+            weights: that it starts from; asked for where it does, as a stage that goes on does not need them.
+
+        Returns:
+            Its last checkpoint, if the run saves any.
+        """
         config, workers, saves = self.config.stage(name), self.workers, self.config.keep_checkpoints > 0
         store = CheckpointStore(
             self.run_.checkpoints(name),
             keep_last=max(self.config.keep_checkpoints, 1),
             keep_best=self.config.keep_best_checkpoint,
+            regular=lambda step: step % config.checkpoint_every == 0,
             fault=self.fault,
         )
         warn = partial(self._note, name, warning=True)
         found = workers.from_lead(store.newest(warn) if workers.leads else None)
         if found and self._finished(name, found.step):
-            return found
+            return lambda: found
         # Measured anew before each stage and the best kept: on a busy machine a single measurement is often low.
         peak = measure_peak(workers.device.type, self.config.compute_dtype)
         self.peak_flops = max(self.peak_flops, peak)
@@ -235,8 +247,7 @@ class _Pipeline:
         def restore() -> Checkpoint | None:
             newest = None
             if workers.leads:  # rather not one that a Ctrl-C left: without it, the run must come back to the same place
-                regular = store.newest(warn, lambda step: step % config.checkpoint_every == 0)
-                newest = regular or store.newest(warn)
+                newest = store.newest(warn, store.regular) or store.newest(warn)
             return self._restore(workers.from_lead(newest), weights)
 
         memory = MemoryRecord(cache_directory(), self.run_.record()["hardware"]["name"])
@@ -272,13 +283,13 @@ class _Pipeline:
         )
         result = train_stage(name, tuned, self.trainee, batches, around, found)
         self._finish(name, result, sources)
-        return store.open(result.iterations) if saves else None
+        return lambda: store.open(result.iterations) if saves else None
 
     def _finished(self, stage: str, step: int) -> bool:
         """Whether the stage ended at that step, which with a deadline may be before its last."""
         return self.run_.result_path(stage).exists() and self.run_.results()[stage]["iterations"] == step
 
-    def _restore(self, found: Checkpoint | None, weights: Checkpoint | None) -> Checkpoint | None:
+    def _restore(self, found: Checkpoint | None, weights: Weights) -> Checkpoint | None:
         """Put `found` into model and optimizer, or else the state in which the stage begins. Returns `found`."""
         model, optimizer = self.trainee.model, self.trainee.optimizer
         if found:
@@ -286,8 +297,8 @@ class _Pipeline:
             optimizer.load_state_dict(found.tensors("optimizer"))
             return found
         optimizer.reset()
-        if weights:
-            load_weights(model, weights)
+        if start := weights():
+            load_weights(model, start)
         else:
             model.initialise(self.config.seed)
         return None

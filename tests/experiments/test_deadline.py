@@ -13,6 +13,7 @@ from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.clock import RunClock, read_clock
 from nanochat.errors import UserError
 from nanochat.events import Note, read_events
+from nanochat.files import write_json
 from nanochat.run import Run, create
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.result import StageResult
@@ -50,6 +51,7 @@ def test_a_watched_clock_is_noted(tmp_path):
 
 def test_what_was_saved_is_the_result(tmp_path):
     run = run_of(tmp_path / "r")
+    write_json(run.result_path("tokenizer"), {"stage": "tokenizer"})  # which is no model
     with pytest.raises(UserError, match="before anything could be saved"):
         settle(run, run.config())
     store = CheckpointStore(run.checkpoints("base"))
@@ -57,10 +59,14 @@ def test_what_was_saved_is_the_result(tmp_path):
         store.save(step, {"model": {"x": torch.zeros(2)}}, {"result": asdict(StageResult("base", step, val_bpb=step))})
     (run.checkpoints("base") / "step_000008" / "model.safetensors").unlink()
     settle(run, run.config())
-    assert {stage: result["iterations"] for stage, result in run.results().items()} == {"base": 4}
+    results = run.results()
+    del results["tokenizer"]
+    assert {stage: result["iterations"] for stage, result in results.items()} == {"base": 4}
     told = [event.text for event in read_events(run.directory, "base") if isinstance(event, Note)]
-    assert "step_000008" in told[0]
-    assert "that of step 4" in told[1]
+    assert "step_000008" in told[-2]
+    assert "that of step 4" in told[-1]
+    (last,) = {event.text for event in read_events(run.directory, "mid") if isinstance(event, Note)}
+    assert "before anything of it was saved" in last
 
 
 @pytest.mark.ray

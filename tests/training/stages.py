@@ -61,12 +61,9 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Train from the newest checkpoint in `directory`, or from the start; the final weights."""
     subject = subject or trainee()
-    store = CheckpointStore(directory)
+    store = CheckpointStore(directory, regular=lambda step: step % stage.checkpoint_every == 0)
 
-    def regular(step: int) -> bool:
-        return step % stage.checkpoint_every == 0
-
-    def restore(wanted: Callable[[int], bool] = regular) -> Checkpoint | None:
+    def restore(wanted: Callable[[int], bool] = store.regular) -> Checkpoint | None:
         found = store.newest(pytest.fail, wanted)
         if found:
             subject.model.load_state_dict(found.tensors("model"))

@@ -1,6 +1,7 @@
 """What the loop does when the loss diverges, memory runs out or a save fails."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +63,21 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(dataset, t
     assert (back.step, back.to_step) == (3, 0)
 
 
-@pytest.mark.parametrize("stop_after", [3, 7, 9, 12, 15])
-def test_a_run_that_rolls_back_resumes_exactly(dataset, tmp_path, stop_after):
-    """Stopped before, while and after it diverges, it ends with the same bits."""
+@pytest.mark.parametrize("stops", [(3,), (7,), (9,), (12,), (15,), (5, 6, 7)])
+def test_a_run_that_rolls_back_resumes_exactly(dataset, tmp_path, stops):
+    """Stopped before, while and after it diverges, also several times between two regular checkpoints, it ends with
+    the same bits."""
     bad = {5, 6, 7}
     undisturbed = train(dataset, tmp_path / "a", subject=fragile(), batches=Poisoned(dataset, bad))
     events: list[Event] = []
 
-    def stop() -> bool:
-        return sum(isinstance(event, StepDone) for event in events) == stop_after
+    def reached(step: int) -> bool:
+        return sum(isinstance(event, StepDone) for event in events) == step
 
-    around = {"should_stop": stop, "events": events}
-    with pytest.raises(Interrupted):
-        train(dataset, tmp_path / "b", subject=fragile(), batches=Poisoned(dataset, bad), **around)
+    for stop_after in stops:
+        around = {"should_stop": partial(reached, stop_after), "events": events}
+        with pytest.raises(Interrupted):
+            train(dataset, tmp_path / "b", subject=fragile(), batches=Poisoned(dataset, bad), **around)
     assert same(train(dataset, tmp_path / "b", subject=fragile(), batches=Poisoned(dataset, bad)), undisturbed)
 
 

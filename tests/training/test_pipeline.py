@@ -1,5 +1,6 @@
 """The pipeline in this process, without Ray: where checkpoints are kept, and what is remembered of a run."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,3 +168,16 @@ print(torch.are_deterministic_algorithms_enabled(), "torch._inductor" in sys.mod
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_what_a_stage_started_from_is_not_needed_to_go_on(tmp_path):
+    source, run = small_run(tmp_path / "source"), small_run(tmp_path / "r")
+    go(source)
+    newest = CheckpointStore(source.checkpoints("base")).newest(pytest.fail)
+    config = replace(run.config(), start_from=newest.location, start_tokenizer=str(source.tokenizer_directory))
+    write_json(run.record_path, run.record() | {"config": to_dict(config)})
+    with pytest.raises(Interrupted):
+        go(run, stop_after=3)
+    shutil.rmtree(source.directory)
+    go(run)
+    assert run.results()["base"]["iterations"] == 8

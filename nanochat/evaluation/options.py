@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanochat.inference.engine import Engine
 from nanochat.model import KVCache
+from nanochat.model.loss import CHUNK_TOKENS
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}  # of one forward pass, padding included
 
@@ -104,13 +105,19 @@ def _scores(engine: Engine, batch: list[Asked]) -> list[list[Score]]:
     rows, places = torch.tensor(judged, device=engine.device).T
     tokens = [token for _, option in options for token in option.ids[option.start :]]
     targets = torch.tensor(tokens, device=engine.device)
-    logits = engine.logits(hidden[rows, places])
-    losses, likeliest = F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+    chunk = CHUNK_TOKENS[engine.device.type]  # of long texts all their logits at once would be many gigabytes
+    parts = zip(hidden[rows, places].split(chunk), targets.split(chunk), strict=True)
+    losses, likeliest = map(torch.cat, zip(*(_judge(engine.logits(x), target) for x, target in parts), strict=True))
     ends = torch.bincount(rows, minlength=len(options)).cumsum(0).tolist()
     found = [Score(-float(losses[start:end].sum()), end - start, bool(likeliest[start:end].all()))
              for start, end in zip([0, *ends], ends, strict=False)]  # fmt: skip
     scores = iter(found)
     return [[next(scores) for _ in each.options] for each in batch]
+
+
+def _judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each target its cross-entropy, and whether it is the likeliest token."""
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
 
 def _read_shared(engine: Engine, batch: list[Asked], shared: list[int], capacity: int) -> KVCache:

@@ -53,7 +53,8 @@ class Engine:
 
         A row ends, without yielding it, at a stop token (by default `<|assistant_end|>` and `<|bos|>`), after
         `max_new_tokens`, or when prompt and continuation fill the model's context. Greedy rows do not depend on what
-        else is in the batch; sampled ones depend on seed, index and `max_new_tokens` only.
+        else is in the batch, up to rounding, as its size decides which kernels multiply; sampled ones depend on seed,
+        index and `max_new_tokens` only.
 
         Args:
             prompts: token ids, each from 1 to the context's length of them.

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+GRAPHS = 64  # of one function: two for each number of rows
 OLDEST_GCC = 12  # of those that this was tried with
 
 
@@ -14,6 +15,14 @@ def tell_of_determinism() -> None:
     """Let the compiler choose its kernels alike each time where PyTorch does, which `set_deterministic_debug_mode` does
     not tell it, as `use_deterministic_algorithms` would: for 0.7 s of importing it, also where nothing is compiled."""
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+
+
+def leave_room_for_graphs() -> None:
+    """Where memory runs out, the rows of a forward pass are halved and compiled for anew; by default the compiler gives
+    up at the fifth number of rows."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
 
 
 def take_vector_instructions_for_granted() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 SMEAR_CHANNELS = 24  # channels of the embedding that decide how much of the one before is let in
 _LEAST_WIDTH = 32
+MOST_IN_EXP = 70  # e to it, summed over 65,536 tokens, is a thousandth of the largest fp32
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ class ModelConfig:
             found.append(f"value_gate_channels must be between 1 and the width, not {self.value_gate_channels}")
         if self.logit_softcap <= 0:
             found.append(f"logit_softcap must be positive, not {self.logit_softcap}")
+        # Loss and attention take exponentials of these without subtracting a row's largest first.
+        if self.logit_softcap > MOST_IN_EXP:
+            found.append(f"logit_softcap must be at most {MOST_IN_EXP}, not {self.logit_softcap}")
+        if self.query_key_scale**2 * max(self.head_dim, 0) ** 0.5 > MOST_IN_EXP:
+            found.append(
+                f"query_key_scale² · √head_dim must be at most {MOST_IN_EXP}, not {self.query_key_scale}² · "
+                f"√{self.head_dim}"
+            )
         return found
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nanochat.model.attention import HEADS_FIRST, PLAIN, Documents, attend, attend_cached, cached_mask
 from nanochat.model.cache import KVCache
-from nanochat.model.compiler import take_vector_instructions_for_granted, tell_of_determinism
+from nanochat.model.compiler import leave_room_for_graphs, take_vector_instructions_for_granted, tell_of_determinism
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.fp8 import fp8_linear
 from nanochat.model.lookup import lookup, sort_for_gradients
@@ -167,6 +167,7 @@ class Transformer(nn.Module):
         their products.
         """
         tell_of_determinism()
+        leave_room_for_graphs()
         if self.head.device.type == "cpu":
             take_vector_instructions_for_granted()
         self._enter = torch.compile(Block.enter, fullgraph=True, dynamic=False)

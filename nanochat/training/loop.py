@@ -25,6 +25,8 @@ from nanochat.training.stage import Position, Surroundings, Trainee
 WARM_UP_STEPS = 5  # not counted as speed: compiling, caches, allocator
 EVALUATION_MARGIN = 1.3  # the last one may take so much longer than the one before
 WAIT_S, TELL_WAITING_S = 0.2, 10.0  # for data that still arrives
+# Of libraries that have no error of their own for it: PyTorch's CPU allocator, CUDA and Triton, cuBLAS.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 SPEED_WINDOW = 200  # steps whose median is the speed
 
 
@@ -367,4 +369,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "can't allocate memory" in str(error)  # PyTorch's CPU allocator has no error of its own
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -9,6 +9,7 @@ import torch
 
 from experiments.benchmarks.core import answer_alone
 from nanochat.errors import UserError
+from nanochat.evaluation import options
 from nanochat.evaluation.core import CoreScore, answer_task, core_metric, score_task
 from nanochat.inference.engine import Engine
 from nanochat.model import ModelConfig, Transformer
@@ -59,6 +60,18 @@ def test_a_right_continuation_is_one_that_the_model_would_write(engine):
     assert answers == again
     assert Counter(answers.values())[True] >= 3
     assert not any(answers[index] for index in range(0, 20, 2))
+
+
+def test_logits_are_made_a_part_at_a_time(engine, monkeypatch):
+    """All at once, those of long texts would be many gigabytes."""
+    task = CoreTask("x", "x", "language_modeling", 0, delimiter="")
+    examples = [Example((f"{number}",), (" the cat sat on the mat" * 4,)) for number in range(4)]
+    whole, made = answer_task(engine, task, examples, range(4)), []
+    monkeypatch.setattr(options, "CHUNK_TOKENS", {"cpu": 5})
+    monkeypatch.setattr(engine, "logits", lambda hidden: made.append(len(hidden)) or Engine.logits(engine, hidden))
+    assert answer_task(engine, task, examples, range(4)) == whole
+    assert max(made) == 5
+    assert sum(made) > 40
 
 
 class _Half(Workers):

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from nanochat.model import ModelConfig, Transformer
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import Hyperparameters
 
-CONFIG = replace(ModelConfig.from_depth(2, 200, 160), width=64, head_dim=16, value_embeddings=False)
+CONFIG = replace(ModelConfig.from_depth(2, 200, 160), width=64, head_dim=16)
 PEAK = Hyperparameters(matrix_lr=0.02, embedding_lr=0.1, head_lr=0.03, scalar_lr=0.05, weight_decay=0.3)
 
 
@@ -60,6 +61,16 @@ def test_compiled_training_repeats_to_the_bit_and_follows_the_plain_one() -> Non
     assert losses[-1] < losses[0]
     for name, gradient in plain_gradients.items():
         assert (gradients[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+def test_rows_can_be_halved_to_a_single_one(monkeypatch) -> None:
+    """Each number of them is compiled for; by default the compiler refuses the fifth."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = Transformer(CONFIG, attention="blocked")
+    model.compile_training()
+    ids = torch.zeros(64, 8, dtype=torch.int64)
+    for rows in (64, 32, 16, 8, 4, 2, 1):
+        model.loss_sum(ids[:rows], ids[:rows]).backward()
 
 
 def test_evaluation_does_not_compile_anew() -> None:

@@ -34,6 +34,12 @@ def test_all_problems_are_listed_at_once() -> None:
         assert field in str(caught.value)
 
 
+@pytest.mark.parametrize("more", [{"logit_softcap": 71.0}, {"query_key_scale": 3.0, "head_dim": 64}])
+def test_exponentials_must_not_overflow(more) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(more))}.* must be at most 70"):
+        replace(DEFAULT, **more)
+
+
 @pytest.mark.parametrize("pattern", ["", "l", "S L"])
 def test_window_patterns_of_anything_else_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="window_pattern"):

@@ -13,7 +13,7 @@ from nanochat.data.dataset import TokenDataset
 from nanochat.errors import UserError
 from nanochat.events import Event, Note, RolledBack, Saved, StepDone
 from nanochat.training.checkpoint import CheckpointError, CheckpointStore
-from nanochat.training.loop import Interrupted
+from nanochat.training.loop import Interrupted, is_out_of_memory
 from nanochat.training.stage import Trainee
 from tests.training.stages import ROW, STAGE, same, train, trainee
 
@@ -124,6 +124,16 @@ def test_memory_that_does_not_hold_one_row_is_the_users_to_change(dataset, tmp_p
     with pytest.raises(UserError, match="a single row of 32 tokens does not fit") as failure:
         train(dataset, tmp_path, subject=out_of_memory_above(0))
     assert "--max-seq-len" in failure.value.hint
+
+
+@pytest.mark.parametrize("says", [
+    "CUDA error: out of memory", "Triton Error [CUDA]: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "[enforce fail at alloc_cpu.cpp:115] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+])  # fmt: skip
+def test_libraries_without_an_error_of_their_own_for_it_are_understood(says):
+    assert is_out_of_memory(RuntimeError(says))
+    assert not is_out_of_memory(ValueError(says))
 
 
 def test_another_error_is_not_taken_for_lack_of_memory(dataset, tmp_path):

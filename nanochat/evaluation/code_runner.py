@@ -4,6 +4,7 @@ This is no security boundary. It keeps a small model's accidents from harming th
 the like, and not somebody who tries to break out.
 """
 
+import ast
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -105,17 +107,27 @@ def _ended(process: subprocess.Popen[bytes], told: bytes, seconds: float) -> boo
 def program_of(question: Question, reply: str) -> str:
     """The program that a reply to a question of kind `code` makes, its tests at the end.
 
-    A reply that defines the function itself, in a fenced block or plainly, is put behind the imports of the question;
-    any other one continues the question where it ends.
+    A reply that defines the function itself, in a fenced block or plainly, is put behind the question, whose other
+    functions it may call, or behind its imports where the question alone is no program; any other one continues the
+    question where it ends.
     """
     fenced = _FENCED.search(reply)
     code = fenced[1] if fenced else reply
     if re.search(r"^def \w", code, re.MULTILINE):
-        imports = [line for line in question.question.splitlines() if line.startswith(("import ", "from "))]
-        code = "\n".join([*imports, code])
+        code = f"{_whole_part(question.question)}\n{code}"
     else:
         code = question.question + code
     return f"{code}\n\n{question.answer}\n"
+
+
+def _whole_part(beginning: str) -> str:
+    """The beginning of a program if it is one by itself, as where it ends with a docstring; or else its imports."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of escapes such as "\\d", which the process that runs it tells
+            ast.parse(beginning)
+        return beginning
+    except (SyntaxError, ValueError):
+        return "\n".join(line for line in beginning.splitlines() if line.startswith(("import ", "from ")))
 
 
 def run_all(questions: Sequence[Question], replies: Sequence[str], workers: int | None = None) -> list[bool]:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,28 @@ PROMPT = 'from typing import List\n\n\ndef double(numbers: List[int]) -> List[in
 TESTS = "def check(f):\n    assert f([1, 2]) == [2, 4]\n    assert f([]) == []\n\ncheck(double)\n"
 DOUBLE = Question("humaneval", "code", PROMPT, None, TESTS, 0.0)
 BODY = "    return [2 * number for number in numbers]\n"
+HELPED = Question(
+    "humaneval",
+    "code",
+    '''import math
+
+
+def encode(text: str):
+    """The text with every three characters turned."""
+    groups = [text[3 * n : 3 * n + 3] for n in range(math.ceil(len(text) / 3))]
+    return "".join(group[1:] + group[0] for group in groups)
+
+
+def decode(text: str):
+    """
+    The text that encode turned. Never mind \\d.
+    """
+''',
+    None,
+    "def check(f):\n    for text in ('', 'abc', 'abcdefg'):\n        assert f(encode(text)) == text\n\ncheck(decode)\n",
+    0.0,
+)
+DECODE = "    whole = len(text) // 3 * 3\n    return encode(encode(text[:whole])) + encode(text[whole:])\n"
 
 
 @pytest.mark.parametrize(
@@ -35,6 +58,18 @@ BODY = "    return [2 * number for number in numbers]\n"
 )
 def test_only_right_code_passes(reply: str, right: bool):
     assert run_all([DOUBLE], [reply]) == [right]
+
+
+@pytest.mark.parametrize("reply", [DECODE, f"```python\ndef decode(text: str):\n{DECODE}```"])
+def test_functions_that_the_question_brings_can_be_called(reply: str):
+    assert run_program(program_of(HELPED, reply)).reason == "passed"
+    assert not run_all([HELPED], [reply.replace("encode(encode(text[:whole]))", "text[:whole]")])[0]
+
+
+def test_a_question_that_is_no_program_lends_its_imports():
+    begun = replace(DOUBLE, question=PROMPT.partition('    """')[0] + "    # twice each\n")
+    code = f"def double(numbers: List[int]) -> List[int]:\n{BODY}"
+    assert run_all([begun], [code]) == [True]
 
 
 def test_what_passes_is_what_came_to_its_end():

@@ -27,7 +27,7 @@ _BLOCK_CHARS = 1 << 20
 def find_documents(path: Path) -> list[Path]:
     """The data files at `path`: the file itself, or those of a folder and its subfolders, sorted by path.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out. Links are followed, and no folder is gone through twice.
 
     Raises:
         UserError: nothing is there, nothing of it can be read as documents, all of it is empty, or the system refuses a
@@ -52,11 +52,21 @@ def _files_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if path.suffix in SUFFIXES and stat.S_ISREG(path.stat().st_mode):
-                yield path
+    been: set[str] = set()
+    starts = [os.fspath(folder)]
+    for start in starts:  # it grows: linked folders come after what is here itself
+        for parent, folders, names in os.walk(start, onerror=refuse):
+            place = os.path.realpath(parent)
+            if place in been:
+                folders.clear()
+                continue
+            been.add(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [path for path in (os.path.join(parent, name) for name in folders) if os.path.islink(path)]
+            for path in (Path(parent, name) for name in names if not name.startswith(".")):
+                is_file = stat.S_ISREG(path.stat().st_mode)  # of a link to nothing nobody knows what it was
+                if is_file and path.suffix in SUFFIXES:
+                    yield path
 
 
 @contextmanager

@@ -64,6 +64,21 @@ def test_a_link_to_nothing_is_refused_rather_than_left_out(tmp_path):
         find_documents(tmp_path)
     with pytest.raises(UserError, match=r"there is no data at .*c\.jsonl"):
         find_documents(tmp_path / "c.jsonl")
+    (tmp_path / "c.jsonl").rename(tmp_path / "more")  # a folder, once
+    with pytest.raises(UserError, match=r"more cannot be read: No such file"):
+        find_documents(tmp_path)
+
+
+def test_linked_folders_are_followed_and_read_once(tmp_path):
+    texts, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    for path in (texts / "own" / "a.txt", elsewhere / "deep" / "b.txt", elsewhere / "c.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    for link, to in ((texts / "more", elsewhere), (elsewhere / "deep" / "back", texts), (texts / "loop", texts),
+                     (texts / "again", texts / "own"), (elsewhere / "up", elsewhere)):  # fmt: skip
+        link.symlink_to(to)
+    found = [str(path.relative_to(texts)) for path in find_documents(texts)]
+    assert found == ["more/c.txt", "more/deep/b.txt", "own/a.txt"]
 
 
 @contextmanager

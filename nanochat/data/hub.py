@@ -168,12 +168,19 @@ class Download:
 
     def _raise_if_final(self, error: Exception) -> None:
         """Raises UserError for what trying again does not change."""
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise UserError(f"the disk is full at {self.path.parent}", "make room, and the same command goes on")
-        if isinstance(error, PermissionError):
-            raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}", "check who owns it")
+        check_disk(error, self.path.parent)
         if _final(error):
             raise _unreachable(self.corpus, self.path.name, _reason(error)) from error
+
+
+def check_disk(error: Exception, folder: Path) -> None:
+    """Raises UserError where not the hub but this machine kept a file from being fetched to a folder."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        raise UserError(f"the disk is full at {folder}", "make room, and the same command goes on") from error
+    if isinstance(error, PermissionError):
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror}", "check who owns it"
+        ) from error
 
 
 def ask(corpus: Corpus, url: str) -> tuple[int, str]:

@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
-from nanochat.data.hub import endpoint
+from nanochat.data.hub import check_disk, endpoint
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.files import exclusive, write_json
 from nanochat.inference.load import find_run
 from nanochat.interchange.public import find_public, read_public
-from nanochat.interchange.transformers_format import has_template, read_transformers
+from nanochat.interchange.transformers_format import config_of, has_template, read_transformers
 from nanochat.model import ModelConfig
 from nanochat.run import read_json
 from nanochat.tokenizer import Tokenizer
@@ -61,11 +62,15 @@ def brought_in(source: str, cache: Path, say: Say = lambda text: None) -> Path |
         stage = "sft" if has_template(path) else "base"
         return _kept(files, stage, 0, lambda: read_transformers(path), cache, say)
     if source.startswith(HUB):
-        raise UserError(
-            f"{source} holds no model of nanochat: neither model_*.pt and meta_*.json nor config.json and safetensors",
-            "name another repository",
-        )
+        raise _nothing_in(source)
     return None
+
+
+def _nothing_in(source: str) -> UserError:
+    return UserError(
+        f"{source} holds no model of nanochat: neither model_*.pt and meta_*.json nor config.json and safetensors",
+        "name another repository",
+    )
 
 
 def _kept(files: tuple[Path, ...], stage: str, step: int, read: Read, cache: Path, say: Say) -> Path:
@@ -90,13 +95,21 @@ def _fetched(name: str, cache: Path, say: Say) -> Path:
     repository, _, at = name.partition("@")
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise UserError(f"{HUB}{name} names no repository", f"write {HUB}owner/name")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"{HUB}{name} names no repository: {error}", f"write {HUB}owner/name") from None
     folder = cache / "hub"
     fetch = partial(snapshot_download, repository, revision=at or None, cache_dir=folder, etag_timeout=REACH_S)
     known = folder / f"{name.replace('/', '--')}.files.json"  # what of it was wanted, for when it cannot be asked
     try:
         files = HfApi(endpoint()).model_info(repository, revision=at or None, timeout=REACH_S).siblings or []
         wanted = _needed([file.rfilename for file in files])
+        if not wanted:
+            raise _nothing_in(f"{HUB}{name}")
         say(f"fetching {repository} from the hub")
+        if "config.json" in wanted:  # small, and says whether the rest is worth fetching
+            config_of(Path(fetch(allow_patterns=["config.json"], endpoint=endpoint())) / "config.json")
         found = Path(fetch(allow_patterns=wanted, endpoint=endpoint()))
         write_json(known, {"wanted": wanted})
         return found
@@ -108,8 +121,8 @@ def _fetched(name: str, cache: Path, say: Say) -> Path:
             raise UserError(
                 f"the hub has no {repository} for you ({status})", "check the name; private ones need HF_TOKEN"
             ) from None
-    except (HTTPError, OSError):
-        pass
+    except (HTTPError, OSError) as error:
+        check_disk(error, folder)
     try:
         return Path(fetch(allow_patterns=read_json(known)["wanted"], local_files_only=True))
     except (UserError, KeyError, OSError, ValueError):
@@ -120,10 +133,14 @@ def _fetched(name: str, cache: Path, say: Say) -> Path:
 
 
 def _needed(files: list[str]) -> list[str]:
-    """Of a repository's files, those of its last public checkpoint, or else those of transformers."""
+    """Of a repository's files, those of its last public checkpoint, or else those of transformers; none where it has
+    neither."""
     models = sorted((file for file in files if file.rpartition("/")[2].startswith("model_") and file.endswith(".pt")),
                     key=lambda file: (file.rpartition("/")[0], file))  # fmt: skip
     if not models:
-        return ["*.safetensors", "*.json", "*.jinja"]
-    last = models[-1]
-    return [last, last.replace("model_", "meta_").replace(".pt", ".json"), "*tokenizer.pkl"]
+        found = [file for file in files if "/" not in file and file.endswith((".safetensors", ".json", ".jinja"))]
+        is_model = "config.json" in found and any(file.endswith(".safetensors") for file in found)
+        return found if is_model else []
+    folder, slash, last = models[-1].rpartition("/")
+    meta = last.replace("model_", "meta_", 1).removesuffix(".pt") + ".json"
+    return [models[-1], f"{folder}{slash}{meta}", "*tokenizer.pkl"]

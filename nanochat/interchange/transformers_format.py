@@ -78,7 +78,7 @@ def read_transformers(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Tok
 
     Raises UserError: a file is missing or damaged, or they do not fit together, and what does not.
     """
-    config = _config(folder / "config.json")
+    config = config_of(folder / "config.json")
     tokenizer = tokenizer_of(folder / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -129,7 +129,8 @@ def _flat(pre_tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(pre_tokenizer["pretokenizers"]) if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
-def _config(path: Path) -> ModelConfig:
+def config_of(path: Path) -> ModelConfig:
+    """The architecture by a config.json. Raises UserError where it is none of ours."""
     found = read_json(path, _HINT)
     try:
         if found.get("model_type") == OWN:

@@ -34,7 +34,7 @@ from experiments.chat import choose_device
 from experiments.terminal import make_console, show_table
 from nanochat.config import usual_chat
 from nanochat.data.hub import answers, endpoint
-from nanochat.data.sources import cache_directory, open_sources
+from nanochat.data.sources import cache_directory, open_questions
 from nanochat.errors import UserError
 from nanochat.evaluation.answering import grade
 from nanochat.evaluation.core import CoreScore, core_metric, score_task
@@ -107,9 +107,10 @@ def _questions(run: Run, checkpoint: Checkpoint, limit: int) -> int:
     if checkpoint.state["stage"] == "base":
         raise UserError(f"{run.name} has a base model, which answers no questions", "add --core, or train mid and SFT")
     config = run.config()
-    sources = open_sources(config.data, cache_directory(), config.chat or usual_chat(config.data), config.stages)
+    chat, say = config.chat or usual_chat(config.data), partial(print, file=sys.stderr)
+    path = open_questions(chat, config.stages, cache_directory(), say)
     model, tokenizer = load_model(checkpoint, run.tokenizer_directory, *choose_device()[:2])
-    questions = [each for each in read_questions(sources.questions) if config.run_code or each.kind != "code"]
+    questions = [each for each in read_questions(path) if config.run_code or each.kind != "code"]
     summary = summarise(grade(Engine(model, tokenizer), spread(questions, limit), run_code=config.run_code))
     rows = tuple((skill, f"{score.accuracy:.1%}", f"{score.chance:.0%}", f"{score.total}")
                  for skill, score in {"overall": summary.overall, **summary.by_skill}.items())  # fmt: skip

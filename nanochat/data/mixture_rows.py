@@ -28,7 +28,8 @@ WORD_ROWS = 20_000  # of each part, to gather words from
 MOST_UNFIT = 0.01  # share of rows that may be no conversation
 _CHUNK = 1024
 _TOLD_EVERY = 100_000
-_HINT = "use --chat tinyworld, --chat PATH to your own .jsonl, or set HF_ENDPOINT to a mirror of the hub"
+_MIRROR = "set HF_ENDPOINT to a mirror of the hub"
+_HINT = f"use --chat tinyworld, --chat PATH to your own .jsonl, or {_MIRROR}"
 
 Say = Callable[[str], None]
 Words = tuple[str, ...]
@@ -83,14 +84,22 @@ def mixture(parts: Sequence[Part], say: Say = lambda text: None) -> Iterator[tup
 
 
 def suite(tasks: Sequence[Part], say: Say = lambda text: None) -> Iterator[Question]:
-    """The questions of the tasks, one task after the other, each shuffled: any first few are a fair sample."""
-    for source in _sources(tasks, rows.QUESTIONS, {"spelling_bee": made.spelling_bee_question}, say):
+    """The questions of the tasks, one task after the other, each shuffled: any first few are a fair sample.
+
+    Raises:
+        UserError: the hub cannot be reached, or a row is no question.
+    """
+    try:
+        sources = _sources(tasks, rows.QUESTIONS, {"spelling_bee": made.spelling_bee_question}, say)
+    except UserError as error:  # a model that is trained already has its conversations
+        raise UserError(error.message, _MIRROR) from error
+    for source in sources:
         numbers = Random(f"{SEED} {source.part.name}").sample(source.numbers, len(source.numbers))
         for row in source.read(numbers):
             try:
                 yield replace(source.render(row), skill=source.part.name)
             except (KeyError, ValueError, TypeError, IndexError) as error:
-                raise UserError(f"a row of {source.part.name} is no question: {error}", _HINT) from error
+                raise UserError(f"a row of {source.part.name} is no question: {error}", _MIRROR) from error
 
 
 def _rendered(

@@ -79,8 +79,6 @@ def open_sources(
     """The sources of `--data data` and `--chat chat`; what of them is built in, or fetched, is made in `cache` first
     where it is not there yet.
 
-    Questions are those of the public tasks where the conversations are public, else TinyWorld's.
-
     Args:
         stages: that will be trained: conversations of the hub are fetched for these alone.
         say: told what is being done, where it takes long, and what is waited for.
@@ -104,18 +102,30 @@ def open_sources(
     return Sources(train, val, chats.train, chats.val, chats.questions, one_in)
 
 
+def open_questions(
+    chat: str, stages: Sequence[str], cache: Path, say: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The questions that go with `--chat chat`, made in `cache` first where they are not there yet: those of the public
+    tasks where the conversations are public, else TinyWorld's. Neither text nor conversations are needed.
+
+    Raises:
+        UserError: the hub cannot be reached.
+    """
+    if chat == PUBLIC and any(stage in CHAT_STAGES for stage in stages):
+        return open_tasks(cache, say)
+    return _world(cache) / "questions.jsonl"
+
+
 def _chats(chat: str, stages: Sequence[str], cache: Path, say: Callable[[str], None]) -> Chats:
     if chat == PUBLIC:
         made = {stage: open_public(stage, cache, say) for stage in stages}
-        questions = open_tasks(cache, say) if stages else _world(cache) / "questions.jsonl"
     else:
         world = _world(cache)
         made = {stage: (world / stage / "train.jsonl", world / stage / "val.jsonl") for stage in CHAT_STAGES}
         if chat != TINYWORLD:
             made = dict.fromkeys(CHAT_STAGES, open_own(Path(chat), cache))
-        questions = world / "questions.jsonl"
     train, val = ({stage: files[side] for stage, files in made.items()} for side in range(2))
-    return Chats(train, val, questions)
+    return Chats(train, val, open_questions(chat, stages, cache, say))
 
 
 def world_directory(cache: Path) -> Path:

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import evaluate
 from experiments.cli import run as exit_code
+from nanochat.files import write_json
 from nanochat.run import Run
 
 
@@ -31,6 +32,10 @@ def main(*arguments: object) -> int:
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_questions_of_the_run_itself(trained, capsys):
+    """Whose text and conversations are somewhere else by now."""
+    run = Run(trained[0] / "whole")
+    moved = {"data": "/nowhere/text.txt", "chat": "/nowhere/own.jsonl"}
+    write_json(run.record_path, run.record() | {"config": run.record()["config"] | moved})
     assert main("whole", "--questions", 28, "--runs-dir", trained[0]) == 0
     said = capsys.readouterr().out
     assert "whole, sft stage, step 16" in said

@@ -7,10 +7,13 @@ task of EleutherAI's harness.
   python experiments/evaluate.py web --core --num-workers 8         # a GPU each
   python experiments/evaluate.py web --lm-eval hellaswag,wikitext   # needs pip install -e ".[lm-eval]"
 
-What was found is shown, and kept in the run's directory under evaluations/.
+What was found is shown, and kept in the run's directory under evaluations/, where only the same evaluation takes its
+place: what was asked otherwise has a file of its own.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import socket
 import sys
@@ -23,6 +26,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,6 +57,7 @@ from nanochat.workers import Workers
 BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # 162 MB, as public nanochat fetches it
 REACH_S = 8.0
 PUBLIC = "public"
+QUESTIONS = 420  # asked of a suite, unless the user says how many
 
 
 def main(argv: list[str]) -> int:
@@ -75,7 +80,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", help="a run's name or directory, a checkpoint of public nanochat, or hf:owner/name")
     parser.add_argument("--stage", choices=STAGES, help="default: the last stage that has a checkpoint")
-    parser.add_argument("--questions", type=int, default=420, help="of its own suite, at most (default: 420)")
+    parser.add_argument(
+        "--questions", type=int, default=QUESTIONS, help=f"of its own suite, at most (default: {QUESTIONS})"
+    )
     parser.add_argument("--core", nargs="?", const=PUBLIC, metavar="FOLDER", help="CORE, of the public bundle or yours")
     parser.add_argument("--tasks", default="", help="of CORE, separated by commas (default: all)")
     parser.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's harness, separated by commas")
@@ -116,7 +123,7 @@ def _questions(run: Run, checkpoint: Checkpoint, limit: int) -> int:
                  for skill, score in {"overall": summary.overall, **summary.by_skill}.items())  # fmt: skip
     show_table(make_console(), Table(_title(run, checkpoint), ("skill", "accuracy", "chance", "questions"), rows))
     print(f"ChatCORE, the mean of accuracies centred on chance: {summary.chat_core:.4f}")
-    _keep(run, checkpoint, "questions", _as_dict(summary))
+    _keep(run, checkpoint, "questions", _asked(questions=limit if limit != QUESTIONS else None), _as_dict(summary))
     return 0
 
 
@@ -137,13 +144,18 @@ def _wanted(found: dict[CoreTask, Path], names: str) -> dict[CoreTask, Path]:
 
 
 def _core(run: Run, checkpoint: Checkpoint, tasks: dict[CoreTask, Path], options: argparse.Namespace) -> int:
-    arguments = (str(run.directory), str(checkpoint.location), tasks, options.max_per_task)
+    asked = _asked(
+        tasks=sorted(task.label for task in tasks) if len(tasks) < len(CORE_TASKS) else None,
+        folder=str(Path(options.core).resolve()) if options.core != PUBLIC else None,
+        max_per_task=options.max_per_task,
+    )
+    arguments = (str(run.directory), str(checkpoint.location), tasks, asked)
     if options.num_workers == 1:
         return _answer_core(Workers(device=torch.device(choose_device()[0])), *arguments)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_worker, (options.num_workers, port, arguments), nprocs=options.num_workers)
-    return int(bool(read_json(run.directory / _name(checkpoint, "core"))["problems"]))
+    return int(bool(read_json(run.directory / _name(checkpoint, "core", asked))["problems"]))
 
 
 def _worker(rank: int, size: int, port: int, arguments: tuple) -> None:
@@ -163,9 +175,9 @@ def _worker(rank: int, size: int, port: int, arguments: tuple) -> None:
 
 
 def _answer_core(
-    workers: Workers, directory: str, location: str, tasks: dict[CoreTask, Path], limit: int | None
+    workers: Workers, directory: str, location: str, tasks: dict[CoreTask, Path], asked: dict[str, Any]
 ) -> int:
-    run, checkpoint = Run(Path(directory)), open_checkpoint(location)
+    run, checkpoint, limit = Run(Path(directory)), open_checkpoint(location), asked.get("max_per_task")
     model, tokenizer = load_model(checkpoint, run.tokenizer_directory, workers.device, choose_device()[1])
     engine, scores, problems = Engine(model, tokenizer), [], []
     for task, path in tasks.items():
@@ -181,8 +193,8 @@ def _answer_core(
     found: dict = {"tasks": [asdict(score) for score in scores], "problems": problems}
     if scores:
         _show_core(run, checkpoint, scores)
-        found |= {"mean_centred": core_metric(scores), "whole_suite": len(scores) == len(CORE_TASKS) and not limit}
-    _keep(run, checkpoint, "core", found)
+        found |= {"mean_centred": core_metric(scores), "whole_suite": _is_whole(scores)}
+    _keep(run, checkpoint, "core", asked, found)
     return int(bool(problems))
 
 
@@ -198,8 +210,19 @@ def _show_core(run: Run, checkpoint: Checkpoint, scores: list[CoreScore]) -> Non
     )  # fmt: skip
     columns = ("task", "accuracy", "standard error", "chance", "centred", "examples", "time")
     show_table(make_console(), Table(_title(run, checkpoint), columns, rows))
-    what = "CORE" if len(scores) == len(CORE_TASKS) else f"Mean of {len(scores)} of CORE's {len(CORE_TASKS)} tasks"
-    print(f"{what}: {core_metric(scores):.4f}, in {duration(sum(score.seconds for score in scores))}")
+    print(f"{_heading(scores)}: {core_metric(scores):.4f}, in {duration(sum(score.seconds for score in scores))}")
+
+
+def _heading(scores: list[CoreScore]) -> str:
+    """What their mean is called: CORE only where nothing of it is missing."""
+    if _is_whole(scores):
+        return "CORE"
+    part = ", not all of their examples" if any(score.count < score.of for score in scores) else ""
+    return f"Mean of {len(scores)} of CORE's {len(CORE_TASKS)} tasks{part}"
+
+
+def _is_whole(scores: list[CoreScore]) -> bool:
+    return len(scores) == len(CORE_TASKS) and all(score.count == score.of for score in scores)
 
 
 def core_bundle(cache: Path) -> Path:
@@ -256,7 +279,13 @@ def _harness(run: Run, checkpoint: Checkpoint, options: argparse.Namespace) -> i
                              f"± {error:.4f}" if isinstance(error, int | float) else ""))  # fmt: skip
     columns = ("task", "metric", "value", "standard error")
     show_table(make_console(), Table(_title(run, checkpoint), columns, tuple(rows)))
-    _keep(run, checkpoint, "lm-eval", found)
+    asked = _asked(
+        tasks=sorted(names),
+        include_path=str(options.include_path.resolve()) if options.include_path else None,
+        num_fewshot=options.num_fewshot,
+        max_per_task=options.max_per_task,
+    )
+    _keep(run, checkpoint, "lm-eval", asked, found)
     return 0
 
 
@@ -281,12 +310,21 @@ def _title(run: Run, checkpoint: Checkpoint) -> str:
     return f"{run.name}, {checkpoint.state['stage']} stage, step {checkpoint.step:,}"
 
 
-def _name(checkpoint: Checkpoint, what: str) -> str:
-    return f"evaluations/{what}-{checkpoint.state['stage']}-{checkpoint.step:06d}.json"
+def _asked(**options: Any) -> dict[str, Any]:
+    """What makes an evaluation another one than the usual: options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _keep(run: Run, checkpoint: Checkpoint, what: str, found: dict) -> None:
-    write_json(run.directory / _name(checkpoint, what), found)
+def _name(checkpoint: Checkpoint, what: str, asked: dict[str, Any]) -> str:
+    """Of its own for whatever was asked, so that nothing is written over what another evaluation found."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    return f"evaluations/{what}-{checkpoint.state['stage']}-{checkpoint.step:06d}{f'-{digest}' if asked else ''}.json"
+
+
+def _keep(run: Run, checkpoint: Checkpoint, what: str, asked: dict[str, Any], found: dict) -> None:
+    path = run.directory / _name(checkpoint, what, asked)
+    write_json(path, {"asked": asked, **found})
+    print(f"Kept in {path}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from experiments import evaluate
 from experiments.cli import run as exit_code
 from nanochat.files import write_json
 from nanochat.run import Run
+from nanochat.tasks.core import CORE_TASKS
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,9 @@ def test_questions_of_the_run_itself(trained, capsys):
     found = json.loads(kept.read_text())
     assert found["overall"]["total"] == 28
     assert len(found["skills"]) > 5
+    assert main("whole", "--questions", 14, "--runs-dir", trained[0]) == 0
+    assert json.loads(kept.read_text()) == found
+    assert str(kept) not in capsys.readouterr().out
 
 
 @pytest.mark.timeout(200)
@@ -59,6 +64,28 @@ def test_core_alone_and_by_two_workers_is_the_same(trained, capfd):
     assert found[0] == found[1]
     assert found[0][1:] == (31, 31)
     assert "Mean of 1 of CORE's 22 tasks" in capfd.readouterr().out
+
+
+def test_only_the_same_evaluation_takes_the_place_of_another(trained, capsys, monkeypatch):
+    runs, folder = trained
+    monkeypatch.setattr(evaluate, "CORE_TASKS", [task for task in CORE_TASKS if task.label == "copa"])
+    monkeypatch.setattr(evaluate, "core_bundle", lambda cache: runs / "bundle")
+    (runs / "bundle").mkdir()
+    (runs / "bundle" / "copa.jsonl").write_bytes((folder / "copa.jsonl").read_bytes())
+    said, kept = [], []
+    for options in ((), ("--max-per-task", 5), ("--max-per-task", 40), ("--tasks", "copa")):
+        assert main("whole", "--stage", "base", "--core", *options, "--runs-dir", runs) == 0
+        *_, mean, where = capsys.readouterr().out.splitlines()
+        said.append(mean.partition(":")[0])
+        kept.append(Path(where.removeprefix("Kept in ")))
+    part = "Mean of 1 of CORE's 1 tasks, not all of their examples"
+    assert said == ["CORE", part, "CORE", "CORE"]
+    assert kept[0].name == "core-base-000024.json"
+    assert len({*kept}) == 3, "all tasks by name are all tasks"
+    found = [json.loads(path.read_text()) for path in kept]
+    assert [each["tasks"][0]["count"] for each in found] == [31, 5, 31, 31]
+    assert [each["whole_suite"] for each in found] == [True, False, True, True]
+    assert [each["asked"] for each in found[:2]] == [{}, {"max_per_task": 5}]
 
 
 def test_a_task_that_fails_costs_itself_only(trained, capsys):

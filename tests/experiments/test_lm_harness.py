@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +112,11 @@ metric_list:
     assert "acc" in said
     assert "±" in said
     assert not constants.HF_HUB_OFFLINE, "as it was before, whether the hub answers or not"
+    kept = Path(said.splitlines()[-1].removeprefix("Kept in "))
+    found = kept.read_text()
+    assert exit_code(evaluate.main, [*arguments, "--max-per-task", "3"]) == 0
+    assert f"Kept in {kept}\n" not in capsys.readouterr().out
+    assert kept.read_text() == found, "a smaller evaluation leaves it"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -16,11 +16,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -273,12 +274,37 @@ def _compare(options: argparse.Namespace) -> None:
     runs = [_trained(name, options.runs_dir) for name in dict.fromkeys(options.runs)]
     if len(runs) < 2:
         raise UserError("there is nothing to compare it with", "name two runs or more")
+    if options.html:
+        _check_place("--html", options.html)
     console = make_console()
     parts = compare(runs, options.stage, drawn=options.html is not None)
     show_parts(console, parts)
     if options.html:
-        options.html.write_text(page(" and ".join(run.name for run in runs), parts), encoding="utf-8")
+        with _writing("--html", options.html):
+            options.html.write_text(page(" and ".join(run.name for run in runs), parts), encoding="utf-8")
         print(f"With curves: {options.html}")
+
+
+def _check_place(option: str, path: Path, *, parents: bool = False) -> None:
+    """Raises UserError where nothing can be made at `path`; with `parents`, folders that lead there are made later."""
+    with _writing(option, path):
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder that is there already", "name another path")
+        folder = path.absolute().parent
+        while parents and not folder.exists():
+            folder = folder.parent
+        with TemporaryFile(dir=folder):
+            pass
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    """What keeps the system from writing to `path` is for the user to change."""
+    try:
+        yield
+    except OSError as error:
+        hint = "name a path in a folder that is there and may be written"
+        raise UserError(f"{option} {path} cannot be written: {error.strerror or error}", hint) from error
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -297,9 +323,11 @@ def _export(options: argparse.Namespace) -> None:
     from nanochat.interchange.export import export_transformers
 
     directory = find_model(options.run, options.runs_dir, partial(print, file=sys.stderr)).absolute()
+    folder = options.out or Path(f"{directory.name}-hf")
+    _check_place("--out", folder, parents=True)
     checkpoint = newest_checkpoint(directory, options.stage, warn=partial(print, "warning:", file=sys.stderr))
     model, tokenizer = load_model(checkpoint, directory / "tokenizer", "cpu", torch.float32)
-    folder, stage = options.out or Path(f"{directory.name}-hf"), checkpoint.state["stage"]
+    stage = checkpoint.state["stage"]
     name = f"{directory.name}, {stage}, step {checkpoint.step:,}"
     export_transformers(model, tokenizer, folder, chat=stage != "base", name=name)
     print(f"{name} is in {folder}; how to load it says {folder / 'README.md'}")

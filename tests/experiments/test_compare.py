@@ -80,6 +80,24 @@ def test_what_cannot_be_compared_is_said(tmp_path, capsys):
         assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(("html", "said"), [
+    ("nowhere/x.html", "No such file or directory"),
+    ("file/x.html", "Not a directory"),
+    ("/proc/x.html", "No such file or directory"),
+    ("a", "is a folder"),
+])  # fmt: skip
+def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys, html, said):
+    for name in ("a", "b"):
+        trained(tmp_path / name, [1.0])
+    (tmp_path / "file").write_text("x")
+    assert run_main("compare", "a", "b", "--runs-dir", tmp_path, "--html", tmp_path / html) == 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert "hint: name" in told.err
+    assert not told.out
+    assert run_main("compare", "a", "b", "--runs-dir", tmp_path, "--html", tmp_path / "x.html") == 0
+
+
 def test_a_report_is_written_anew(tmp_path, capsys):
     run = trained(tmp_path / "a", [1.0, 0.5])
     assert run_main("report", "a", "--runs-dir", tmp_path) == 0

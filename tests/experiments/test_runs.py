@@ -133,6 +133,16 @@ def test_only_what_was_named_is_deleted_and_only_if_meant(runs_dir, monkeypatch,
     assert names() == (before - {"done", "killed", "broken"}) | {"link"}
 
 
+def test_an_export_that_cannot_be_made_is_told_before_the_work(runs_dir, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "newest_checkpoint", pytest.fail)
+    (runs_dir / "file").write_text("x")
+    for out, said in (("file/out", "Not a directory"), ("/proc/some/out", "No such file"), ("done", "there already")):
+        assert run_main("export", "done", "--out", runs_dir / out, "--runs-dir", runs_dir) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert "hint: name" in told
+
+
 def test_plans_are_audited(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setattr(runs, "detect_hardware", lambda: CPU)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from nanochat.config import TRAINED_STAGES, to_dict
+from nanochat.config import TRAINED_STAGES, to_dict, usual_chat
 from nanochat.curves import Curves, read_curves
 from nanochat.errors import UserError
 from nanochat.figures import comparison_figure
@@ -116,9 +116,7 @@ def verdicts(stage: str, runs: Sequence[Run]) -> list[str]:
     """For each run after the first: by how much it differs from the first, and whether chance would do it."""
     first, told = runs[0], []
     for other in runs[1:]:
-        same = [getattr(first.config(), key) == getattr(other.config(), key) for key in ("data", "chat")
-                if hasattr(first.config(), key)]  # fmt: skip
-        if not all(same):
+        if _validated_on(stage, first) != _validated_on(stage, other):
             told.append(f"{other.name} validates on other text than {first.name}: their val_bpb cannot be compared.")
         else:
             told.append(_verdict(stage, first, other))
@@ -129,6 +127,13 @@ def verdicts(stage: str, runs: Sequence[Run]) -> list[str]:
                 f"{other.name} answers {100 * difference:+.1f} points of the questions: {_chance(difference, sd)}."
             )
     return told
+
+
+def _validated_on(stage: str, run: Run) -> tuple[str, int]:
+    """What text, and how much of it."""
+    config = run.config()
+    text = config.data if stage == "base" else config.chat or usual_chat(config.data)
+    return text, config.stage(stage).eval_tokens
 
 
 def _verdict(stage: str, first: Run, other: Run) -> str:

@@ -358,7 +358,7 @@ def _with_stages(
             device_batch_size=rows,
             eval_every=every,
             checkpoint_every=every,
-            eval_tokens=10_240 if on_cpu else 4 * 524_288,
+            eval_tokens=20_480 if on_cpu else 4 * 524_288,
             packing=packing,
             **special,
         )

@@ -18,7 +18,7 @@ from tests.small_run import ROOT
 
 def trained(directory, losses, *, seconds=1.0, accuracy=None, config=CONFIG) -> Run:
     """A run whose base stage measured these val_bpb, a step of 100 tokens apart."""
-    run = made(directory, **{field: getattr(config, field) for field in ("data", "base", "seed")})
+    run = made(directory, **{field: getattr(config, field) for field in ("data", "chat", "base", "seed")})
     sink = JsonlSink(run.directory)
     sink(StageStarted("base", 0, len(losses), 100))
     for number, bpb in enumerate(losses, 1):
@@ -61,9 +61,14 @@ def test_a_difference_is_chance_or_more(tmp_path, bpb, accuracy, chance):
 
 
 def test_other_text_is_not_compared(tmp_path):
-    runs = [trained(tmp_path / "a", [1.0]), trained(tmp_path / "b", [0.1], config=replace(CONFIG, data="/else"))]
-    (told,) = verdicts("base", runs)
-    assert "cannot be compared" in told
+    """For base the text of base counts, and how much of it, and not what the stages after it have seen."""
+    more = replace(CONFIG.base, eval_tokens=2 * CONFIG.base.eval_tokens)
+    other = {"data": "/else", "base": more, "chat": "/else.jsonl"}
+    first = trained(tmp_path / "a", [1.0])
+    for key, value in other.items():
+        second = trained(tmp_path / key, [0.1], config=replace(CONFIG, **{key: value}))
+        (told,) = verdicts("base", [first, second])
+        assert ("cannot be compared" in told) == (key != "chat")
 
 
 def test_what_cannot_be_compared_is_said(tmp_path, capsys):

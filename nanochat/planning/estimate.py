@@ -337,6 +337,11 @@ def _speed(config: RunConfig, hardware: Hardware, num_workers: int) -> str:
     return f"{share:.0%} of the {peak / 1e12:.3g} TFLOP/s of {dtype} products, ± {sd:.0%} ({known})"
 
 
+def evaluations(iterations: int, every: int) -> int:
+    """One at the start of a stage, one each so many iterations, and one at its end."""
+    return 1 + -(-iterations // every)
+
+
 def _stage_estimate(
     config: RunConfig, name: str, hardware: Hardware, num_workers: int, since_s: float, *, first: bool
 ) -> StageEstimate:
@@ -350,12 +355,12 @@ def _stage_estimate(
     iterations = stage.num_iterations
     if stage.deadline_s is not None:
         per_step_in_all = per_step + an_evaluation / stage.eval_every
-        spare = stage.deadline_s - since_s - compiling - answering - an_evaluation - saving
+        spare = stage.deadline_s - since_s - compiling - answering - 2 * an_evaluation - saving  # first and last
         iterations = max(min(iterations, int(spare / per_step_in_all)), 0)
     tokens = iterations * stage.total_batch_size
     beside = {
         "compiling": compiling,
-        "evaluating": (iterations // stage.eval_every + 1) * an_evaluation,
+        "evaluating": evaluations(iterations, stage.eval_every) * an_evaluation,
         "answering questions": answering,
         "saving": saving,
     }

@@ -13,6 +13,7 @@ from nanochat.events import Event, Saved, StepDone, Validated
 from nanochat.model import Transformer
 from nanochat.model.loss import CHUNK_TOKENS
 from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.planning.estimate import evaluations
 from nanochat.training import loop
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
@@ -27,6 +28,13 @@ def test_the_same_seed_gives_the_same_bits_and_the_loss_falls(dataset, tmp_path)
     losses = [event.loss for event in events if isinstance(event, StepDone)]
     assert losses[0] == pytest.approx(math.log(512), rel=0.02)
     assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize(("iterations", "every"), [(4, 2), (5, 2), (2, 5)])
+def test_there_are_as_many_evaluations_as_are_planned(dataset, tmp_path, iterations, every):
+    events: list[Event] = []
+    train(dataset, tmp_path, replace(STAGE, num_iterations=iterations, eval_every=every), events=events)
+    assert sum(isinstance(event, Validated) for event in events) == evaluations(iterations, every)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 6, 11])

@@ -44,6 +44,7 @@ from nanochat.report import (
     plan_table,
 )
 from nanochat.run import Run
+from nanochat.tokenizer.bpe import FILE_NAME
 from nanochat.training.calibrate import calibrate
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from nanochat.training.prepared import tokens_are_there
@@ -219,12 +220,24 @@ def check_conversations(chat: str, stages: Sequence[str]) -> None:
 
 
 def start_checkpoint(start_from: str, runs_dir: Path) -> tuple[Checkpoint, Path]:
-    """The checkpoint that --from names, and the directory of its tokenizer; made ours if it is another program's."""
+    """The checkpoint that --from names, and the directory of its tokenizer; made ours if it is another program's.
+
+    Raises:
+        UserError: there is no such checkpoint, or no tokenizer with it.
+    """
     path = Path(start_from).absolute()
     if (path / "manifest.json").exists():
-        return open_checkpoint(path, check_all=False), path.parents[2] / "tokenizer"
-    run_dir = find_model(start_from, runs_dir.absolute(), partial(print, file=sys.stderr))
-    return newest_checkpoint(run_dir, warn=partial(print, "warning:", file=sys.stderr)), run_dir / "tokenizer"
+        checkpoint, run_dir = open_checkpoint(path, check_all=False), path.parent.parent.parent
+    else:
+        run_dir = find_model(start_from, runs_dir.absolute(), partial(print, file=sys.stderr))
+        checkpoint = newest_checkpoint(run_dir, warn=partial(print, "warning:", file=sys.stderr))
+    tokenizer = run_dir / "tokenizer"
+    if not (tokenizer / FILE_NAME).is_file():
+        raise UserError(
+            f"--from {start_from}: there is no tokenizer at {tokenizer}, where that of the checkpoint would be",
+            "name a run, or a checkpoint in its run: <run>/<stage>/checkpoints/<step>",
+        )
+    return checkpoint, tokenizer
 
 
 def show_plan(console: Console, run: Run, config: RunConfig, record: dict[str, Any]) -> None:

@@ -137,6 +137,8 @@ def check(config: RunConfig, num_workers: int = 1) -> None:
         problems.append(f"keep_checkpoints must be at least 1, not {config.keep_checkpoints}")
     if config.compute_dtype not in DTYPES:
         problems.append(f"compute_dtype must be one of {', '.join(DTYPES)}, not {config.compute_dtype!r}")
+    if not 0 <= config.seed < 1 << 64:
+        problems.append(f"--seed must be at least 0 and less than 2^64, not {config.seed}")
     if config.fp8 and (config.compute_dtype != "bfloat16" or config.model.max_seq_len % 16):
         problems.append("fp8=true needs compute_dtype bfloat16 and a --max-seq-len that is a multiple of 16")
     for name in config.trained_stages:

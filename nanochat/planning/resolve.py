@@ -27,6 +27,7 @@ from nanochat.planning.preparing import NOTHING, There
 USUAL_GPU_BYTES = 40 * 10**9  # what the modes' bytes are of
 # From these on any mode may take such a share: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27).
 LARGE_GPU_BYTES, SHARE_OF_LARGE_GPU = 45 * 10**9, 0.6
+MOST_HOURS = 100_000  # eleven years
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,11 @@ def resolve(
     Raises:
         UserError: the request cannot work; every problem is listed.
     """
-    if request.hours is not None and not request.hours > 0:
-        raise UserError(f"--hours must be positive, not {request.hours:g}", "leave it out for the mode's iterations")
+    if request.hours is not None and not 0 < request.hours <= MOST_HOURS:
+        raise UserError(
+            f"--hours must be positive and at most {MOST_HOURS:,}, not {request.hours:g}",
+            "leave it out for the mode's iterations",
+        )
     if request.hours is not None and request.num_iterations is not None:
         raise UserError("--hours and --num-iterations both say when to end", "give one of them")
     if request.mode not in MODES:

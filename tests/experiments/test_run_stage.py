@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
 from nanochat.data.sources import cache_directory
 from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_events
+from nanochat.model import ModelConfig
 from nanochat.planning.history import History
 from nanochat.report import time_parts
 from nanochat.run import Run
@@ -250,6 +252,12 @@ def write(path: Path, data: bytes) -> str:
     return str(path)
 
 
+def lonely_checkpoint(directory: Path) -> str:
+    """One without the run that it came from."""
+    CheckpointStore(directory).save(1, {"model": {}}, {"model": asdict(ModelConfig.from_depth(1, 512, 128))})
+    return str(directory / "step_000001")
+
+
 def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path, monkeypatch, capsys):
     pq.write_table(pa.table({"body": ["no text here"]}), tmp_path / "wrong.parquet")
     (tmp_path / "empty").mkdir()
@@ -271,6 +279,10 @@ def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path, monkeypatch, cap
         ("--stage", "sft"): "starts from trained weights",
         ("--from", "nobody", "--stage", "sft"): "nobody",
         ("--set", "base.num_iteratons=3"): "did you mean 'num_iterations'",
+        ("--seed", "-1"): "--seed must be at least 0",
+        ("--hours", "inf"): "--hours must be positive and at most 100,000, not inf",
+        ("--hours", "nan"): "--hours must be positive and at most 100,000, not nan",
+        ("--from", lonely_checkpoint(tmp_path / "copied"), "--stage", "sft"): "there is no tokenizer at",
         ("--num-workers", "0"): "--num-workers must be at least 1",
         ("--num-workers", "2", "--min-workers", "3"): "--min-workers must be between 1 and --num-workers 2",
         ("--name", "../x"): "cannot be the name",

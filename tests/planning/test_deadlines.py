@@ -65,7 +65,7 @@ def test_what_was_set_by_hand_stays():
 
 
 @pytest.mark.parametrize(("hours", "says"), [(0.0, "positive"), (-1.0, "positive"), (float("nan"), "positive"),
-                                             (0.002, "too few")])  # fmt: skip
+                                             (float("inf"), "at most"), (0.002, "too few")])  # fmt: skip
 def test_hours_that_cannot_work(hours, says):
     with pytest.raises(UserError, match=says):
         resolve(Request(hours=hours), CPU, compiler="g++")

@@ -40,7 +40,8 @@ class StageConfig:
     total_batch_size: int
     """Tokens of one optimizer step, over all workers and micro-batches."""
     device_batch_size: int
-    """Rows of max_seq_len tokens in one forward pass; the rest of the step's rows are accumulated."""
+    """Rows of max_seq_len tokens in one forward pass; the rest of the step's rows are accumulated, in pieces of which
+    the last may have fewer."""
     schedule: Schedule
     """Learning rate over the stage."""
     lr_multiplier: float = 1.0
@@ -66,6 +67,10 @@ class StageConfig:
     as many of its iterations as the time allows. None: all of them, however long they take."""
     tail_s: float = 0.0
     """What of that time is kept for saving, samples and questions after the last evaluation."""
+
+    def largest_share(self, seq_len: int, num_workers: int) -> int:
+        """Rows of a step that fall to the worker with the most of them."""
+        return -(-(self.total_batch_size // seq_len) // num_workers)
 
 
 @dataclass(frozen=True)
@@ -176,18 +181,22 @@ def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[
     if stage.packing not in PACKINGS:
         found.append(f"packing must be one of {', '.join(PACKINGS)}, not {stage.packing!r}")
     found += [f"schedule.{problem}" for problem in stage.schedule.problems()]
-    micro = stage.device_batch_size * seq_len
-    if micro > 0 and stage.total_batch_size % micro:
-        nearest = max(round(stage.total_batch_size / micro), 1) * micro
+    rows = stage.total_batch_size // seq_len
+    if stage.total_batch_size % seq_len:
+        nearest = max(round(stage.total_batch_size / seq_len), 1) * seq_len
         found.append(
-            f"total_batch_size {stage.total_batch_size:,} does not divide into device_batch_size "
-            f"{stage.device_batch_size} x max_seq_len {seq_len} = {micro:,} tokens; "
+            f"total_batch_size {stage.total_batch_size:,} does not divide into rows of max_seq_len {seq_len} tokens; "
             f"the nearest that does is --total-batch-size {nearest}"
         )
-    elif stage.total_batch_size < seq_len * num_workers:
+    elif rows < num_workers:
         found.append(
             f"total_batch_size {stage.total_batch_size:,} has fewer rows of {seq_len} tokens than there are workers; "
-            f"use at most --num-workers {stage.total_batch_size // seq_len}"
+            f"use at most --num-workers {rows}"
+        )
+    elif rows < stage.device_batch_size:
+        found.append(
+            f"device_batch_size {stage.device_batch_size} is more than the rows of {seq_len} tokens in "
+            f"total_batch_size {stage.total_batch_size:,}; use at most --device-batch-size {rows}"
         )
     return found
 

@@ -133,10 +133,11 @@ def plan_table(config: RunConfig, plan: Plan) -> Table:
 def _layout(config: RunConfig, planned: StageEstimate, workers: int) -> str:
     """What makes a step: rows x context in a forward pass, how many of these, and by how many workers."""
     stage, row = config.stage(planned.stage), config.model.max_seq_len
-    pieces = stage.total_batch_size // (stage.device_batch_size * row * workers)
+    pieces = -(-stage.largest_share(row, workers) // stage.device_batch_size)
     parts = [f"{stage.device_batch_size} rows x {row:,}", *(f"{count} {what}" for count, what in
              ((pieces, "pieces one after the other"), (workers, "workers")) if count > 1)]  # fmt: skip
-    return f"{stage.total_batch_size:,} tokens = " + " x ".join(parts)
+    equal = stage.total_batch_size == stage.device_batch_size * row * pieces * workers
+    return f"{stage.total_batch_size:,} tokens {'=' if equal else 'in at most'} " + " x ".join(parts)
 
 
 def cost_reasons(config: RunConfig, plan: Plan) -> list[str]:

@@ -116,8 +116,11 @@ def test_check_lists_every_problem():
 
 def test_batch_that_does_not_divide_names_the_nearest_that_does():
     with pytest.raises(UserError, match="the nearest that does is --total-batch-size 1024"):
-        check(make_config(base=StageConfig(10, 1000, 2, Schedule())))  # 2 x 64 tokens a forward pass
+        check(make_config(base=StageConfig(10, 1000, 2, Schedule())))  # rows of 64 tokens
     check(make_config(base=StageConfig(10, 1024, 2, Schedule())))
+    check(make_config(base=StageConfig(10, 1024, 3, Schedule())))  # the last piece is smaller
+    with pytest.raises(UserError, match="use at most --device-batch-size 16"):
+        check(make_config(base=StageConfig(10, 1024, 17, Schedule())))
 
 
 def test_only_the_stages_of_the_run_are_checked():

@@ -171,13 +171,15 @@ def modelled_step_seconds(config: RunConfig, stage: StageConfig, hardware: Hardw
     """The same before anything was measured but the peak."""
     model, tokens = config.model, stage.total_batch_size
     peak = hardware.peak_flops[config.compute_dtype]
-    model_flops = tokens * train_flops_per_token(model, model.max_seq_len)
+    flops_per_token = train_flops_per_token(model, model.max_seq_len)
     if hardware.device_type == "cuda":
         peak *= 1 if hardware.measured else SHEET_SHARES.get(hardware.name, SHEET_SHARE)
-        return (model_flops / num_workers + optimizer_flops(model)) / (peak * UTILISATION[config.compile])
+        most = stage.largest_share(model.max_seq_len, num_workers) * model.max_seq_len  # for which the others wait
+        return (most * flops_per_token + optimizer_flops(model)) / (peak * UTILISATION[config.compile])
     step = CPU_STEPS[config.compute_dtype, config.compile]  # workers on a CPU share its processors
     rest = tokens * (step.channels * model.depth * model.width + step.vocabulary * model.vocab_size)
     rest += step.weights * tokens * _attention_weights(config) + step.layers * model.depth
+    model_flops = tokens * flops_per_token
     return step.products * (model_flops + optimizer_flops(model)) / peak + rest / hardware.peak_flops["float32"]
 
 

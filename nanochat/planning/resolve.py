@@ -16,17 +16,14 @@ from nanochat.planning.estimate import (
     modelled_memory,
     modelled_step_seconds,
     step_seconds,
-    train_memory,
 )
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.kernels import cannot_attend, choose_attention
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 from nanochat.planning.preparing import NOTHING, There
+from nanochat.planning.rows import choose_rows
 
-USUAL_GPU_BYTES = 40 * 10**9  # what the modes' bytes are of
-# From these on any mode may take such a share: more rows train faster, 1.5 % from 32 to 64 (LOG.md, 2026-11-27).
-LARGE_GPU_BYTES, SHARE_OF_LARGE_GPU = 45 * 10**9, 0.6
 MOST_HOURS = 100_000  # eleven years
 
 
@@ -135,7 +132,10 @@ def resolve(
 
     def staged(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
         batch = _total_batch(request, size, config, iterations, hardware, say)
-        rows = _device_batch(request, size, config, batch, hardware, memory, say)
+        rows = request.device_batch_size
+        if rows is None:
+            rows, why = choose_rows(config, batch, size, hardware, request.num_workers, memory)
+            say(f"device_batch_size {rows}: {why}")
         return _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
 
     lr = request.lr_multiplier or size.lr_multiplier
@@ -312,39 +312,6 @@ def _total_batch(
 def in_one_piece(config: RunConfig, batch: int) -> StageConfig:
     """The base stage with so many tokens a step, all in one forward pass."""
     return replace(config.base, total_batch_size=batch, device_batch_size=max(batch // config.model.max_seq_len, 1))
-
-
-def _device_batch(
-    request: Request,
-    size: Size,
-    config: RunConfig,
-    batch: int,
-    hardware: Hardware,
-    memory: MemoryRecord | None,
-    say: Callable[[str], None],
-) -> int:
-    if request.device_batch_size is not None:
-        return request.device_batch_size
-    model, limit = config.model, size.memory_bytes
-    if hardware.device_type == "cuda" and hardware.memory_bytes >= LARGE_GPU_BYTES:
-        share = max(size.memory_bytes / USUAL_GPU_BYTES, SHARE_OF_LARGE_GPU)
-        limit = int(share * hardware.memory_bytes)
-    limit = min(limit, int(0.9 * hardware.memory_bytes))
-    rows = max(batch // model.max_seq_len // request.num_workers, 1)
-    remembered = memory.limit(model, config.compute_dtype) if memory else None
-    rows = min(rows, remembered or rows)
-    while rows > 1 and (
-        train_memory(config, rows, hardware, request.num_workers).total > limit
-        or batch % (rows * model.max_seq_len * request.num_workers)
-    ):
-        rows -= 1
-    needed = train_memory(config, rows, hardware, request.num_workers).total
-    earlier = ", and memory ran out above it in an earlier run" if rows == remembered else ""
-    say(
-        f"device_batch_size {rows}: the most rows that keep training within {limit / GIB:.0f} GiB "
-        f"(estimated {needed / GIB:.1f}){earlier}"
-    )
-    return rows
 
 
 def _with_stages(

@@ -1,15 +1,19 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanochat.errors import UserError
 from nanochat.model import count_parameters
 from nanochat.optim.scaling import optimal_tokens
-from nanochat.planning.estimate import checkpoint_bytes, estimate, step_seconds, train_memory
+from nanochat.planning.estimate import checkpoint_bytes, estimate, modelled_step_seconds, step_seconds, train_memory
 from nanochat.planning.hardware import DATA_SHEETS, Hardware, choose_dtype, detect_hardware, named_hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.preparing import There
 from nanochat.planning.resolve import Request, resolve
+from nanochat.planning.rows import even_rows
+from nanochat.report import cost_reasons
 
 CPU = Hardware("a CPU", "cpu", 1, 2, 24 * 2**30, {"float32": 275e9, "bfloat16": 150e9})
 A100_40GB = DATA_SHEETS["a100-40gb"]
@@ -140,6 +144,62 @@ def test_batches_always_divide_among_workers():
             assert (
                 config.base.total_batch_size % (config.base.device_batch_size * config.model.max_seq_len * workers) == 0
             )
+
+
+def rows_and_reason(hardware=DATA_SHEETS["h100"], **asked):
+    """device_batch_size, and why."""
+    told = resolved(hardware, **asked)
+    (reason,) = (reason for reason in told.reasons if reason.startswith("device_batch_size"))
+    return told.config.base.device_batch_size, reason.partition(": ")[2]
+
+
+@pytest.mark.parametrize(("workers", "rows", "why"), [
+    (3, 29, "86 rows in 3 nearly equal pieces, as up to 39 keep"), (5, 26, "52 rows in 2 nearly equal pieces"),
+    (7, 37, "all rows of a step on a worker"), (8, 32, "all rows of a step on a worker"),
+    (1, 32, "256 rows in 8 equal pieces, as up to 39 keep training within 45 GiB"),
+])  # fmt: skip
+def test_any_number_of_workers_fills_memory(workers, rows, why):
+    chosen, reason = rows_and_reason(num_workers=workers)
+    assert (chosen, reason.startswith(why)) == (rows, True), reason
+
+
+def test_the_plan_tells_how_a_step_is_cut():
+    for workers, layout in ((3, "in at most 29 rows x 2,048 x 3 pieces one after the other x 3 workers"),
+                            (8, "= 32 rows x 2,048 x 8 workers")):  # fmt: skip
+        config = resolved(DATA_SHEETS["h100"], num_workers=workers).config
+        told = cost_reasons(config, estimate(config, DATA_SHEETS["h100"], workers))
+        assert any(f"524,288 tokens {layout}" in reason for reason in told), told
+
+
+def test_the_reason_for_the_rows_is_true():
+    assert rows_and_reason(total_batch_size=251 * 2048)[0] == 36, "251 is a prime"
+    assert rows_and_reason(total_batch_size=250 * 2048)[1].startswith("250 rows in 10 equal pieces")
+    assert rows_and_reason(total_batch_size=39 * 10 * 2048) == (
+        39, "the most rows that keep training within 45 GiB (estimated 43.8 GiB)")  # fmt: skip
+    assert rows_and_reason(total_batch_size=4 * 2048)[1].startswith("all rows of a step, which keeps")
+    rows, reason = rows_and_reason(A100_40GB, depth=26, max_seq_len=4096, total_batch_size=4 * 4096)
+    assert (rows, reason.startswith("the least, though")) == (1, True)
+
+
+@given(total=st.integers(1, 600), workers=st.integers(1, 9), most=st.integers(1, 80))
+def test_pieces_are_of_one_shape_where_that_costs_little(total, workers, most):
+    share = -(-total // workers)
+    most = min(most, share)
+    rows = even_rows(total, workers, most)
+    assert most / 2 < rows <= most
+    if total % workers == 0 and any(share % each == 0 for each in range(most // 2 + 1, most + 1)):
+        assert share % rows == 0
+    else:
+        assert -(-share // rows) == -(-share // most), "as few pieces as can be"
+
+
+def test_a_step_takes_as_long_as_the_worker_with_the_most_rows():
+    three, eight = (resolved(DATA_SHEETS["h100"], num_workers=count, total_batch_size=8 * 2048).config
+                    for count in (3, 8))  # fmt: skip
+    step_s = [step_seconds(config, config.base, DATA_SHEETS["h100"], count)
+              for config, count in ((three, 3), (eight, 8))]  # fmt: skip
+    alone = modelled_step_seconds(eight, replace(eight.base, total_batch_size=0), DATA_SHEETS["h100"])
+    assert (step_s[0] - alone) / (step_s[1] - alone) == pytest.approx(3), "3, 3 and 2 rows"
 
 
 def test_memory_grows_with_what_it_is_made_of():

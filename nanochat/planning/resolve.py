@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, override
 from nanochat.errors import UserError
@@ -24,6 +24,7 @@ from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GP
 from nanochat.planning.preparing import NOTHING, There
 from nanochat.planning.rows import choose_rows
 
+FLAGS = {"start_from": "from", "stages": "stage", "assignments": "set"}  # whose names are not those of the fields
 MOST_HOURS = 100_000  # eleven years
 
 
@@ -53,11 +54,18 @@ class Request:
 
     def differences(self, other: "Request") -> list[str]:
         """What another request asks for differently. The number of workers may change from one start to the next."""
+        names = [field.name for field in fields(self) if field.name != "num_workers"]
         return [
-            f"--{field.name.replace('_', '-')} {getattr(self, field.name)!r} -> {getattr(other, field.name)!r}"
-            for field in fields(self)
-            if field.name != "num_workers" and getattr(self, field.name) != getattr(other, field.name)
+            f"--{FLAGS.get(name, name.replace('_', '-'))} {getattr(self, name)!r} -> {getattr(other, name)!r}"
+            for name in names
+            if getattr(self, name) != getattr(other, name)
         ]
+
+
+class Say(Protocol):
+    """Told why something is what it is, and the keys of --set that would say otherwise, if any."""
+
+    def __call__(self, reason: str, *keys: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,19 @@ def resolve(
     if request.mode not in MODES:
         raise UserError(f"there is no mode {request.mode!r}", f"choose --mode {', '.join(MODES)}")
     reasons: list[str] = []
-    say = reasons.append
+
+    def say(reason: str, *keys: str) -> None:
+        """Note why something is what it is, unless --set names all of the keys that it is about."""
+        if not keys or not all(_is_set(key, request) for key in keys):
+            reasons.append(reason)
+
     size = (CPU_SIZES if hardware.device_type == "cpu" else GPU_SIZES)[request.mode]
     model = _model(request, size, hardware, start_model, say)
     dtype, why = choose_dtype(hardware)
-    say(f"compute dtype {dtype}: {why}")
+    say(f"compute dtype {dtype}: {why}", "compute_dtype")
     iterations = _iterations(request, model, say)
     stage = StageConfig(1, model.max_seq_len, 1, Schedule())
-    config = RunConfig(
+    unsized = RunConfig(
         mode=request.mode,
         data=request.data,
         chat=request.chat,
@@ -129,20 +142,23 @@ def resolve(
         compile=False,  # until that is chosen below, as is attention
         attention=attention or ("blocked" if hardware.device_type == "cpu" else "sdpa"),
     )
+    config = override(unsized, request.assignments)  # what sizes depend on; stages once more at the end
+    check(replace(config, stages=()))
 
-    def staged(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
-        batch = _total_batch(request, size, config, iterations, hardware, say)
+    def staged(config: RunConfig, say: Say) -> RunConfig:
+        batch = _total_batch(request, size, config, hardware, say)
         rows = request.device_batch_size
         if rows is None:
-            rows, why = choose_rows(config, batch, size, hardware, request.num_workers, memory)
-            say(f"device_batch_size {rows}: {why}")
+            smallest = _smallest_batch(config, batch, request)
+            rows, why = choose_rows(config, smallest, size, hardware, request.num_workers, memory)
+            say(f"device_batch_size {rows}: {why}", *_of_stages(config, "device_batch_size"))
         return _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
 
     lr = request.lr_multiplier or size.lr_multiplier
     compiled = _compile(request, hardware, compiler, say)
     if compiled is None:
-        unsaid: list[str] = []
-        as_asked = override(staged(replace(config, compile=True), unsaid.append), request.assignments)
+        compiling = staged(replace(config, compile=True), lambda reason, *keys: None)
+        as_asked = override(compiling, request.assignments)
         if _is_set("compile", request):
             compiled = as_asked.compile
         else:
@@ -152,7 +168,8 @@ def resolve(
             compiled = _repays(as_asked, train_s, hardware, request.num_workers, say)
     config = staged(replace(config, compile=compiled), say)
     if request.lr_multiplier is None and lr != 1:
-        say(f"lr_multiplier {lr:g}: the scaling rules ask for too little at batches this small")
+        why = "the scaling rules ask for too little at batches this small"
+        say(f"lr_multiplier {lr:g}: {why}", *_of_stages(config, "lr_multiplier"))
     if request.hours is not None:
         cap_s, workers = 3600 * request.hours, request.num_workers
         config = with_deadlines(config, cap_s, hardware, workers, spent_s, there(config))
@@ -174,7 +191,7 @@ def resolve(
 
 
 def _model(
-    request: Request, size: Size, hardware: Hardware, start_model: ModelConfig | None, say: Callable[[str], None]
+    request: Request, size: Size, hardware: Hardware, start_model: ModelConfig | None, say: Say
 ) -> ModelConfig:
     if start_model is not None:
         if request.depth not in (None, start_model.depth):
@@ -195,21 +212,23 @@ def _model(
     seq_len = request.max_seq_len or size.max_seq_len
     if request.depth is None:
         where = "CPU" if hardware.device_type == "cpu" else "GPU"
-        say(f"depth {depth}: the size of mode {request.mode} on a {where}")
+        say(f"depth {depth}: the size of mode {request.mode} on a {where}", "model.depth")
     return ModelConfig.from_depth(depth, size.vocab_size, seq_len, classic=request.architecture == "classic")
 
 
-def _iterations(request: Request, model: ModelConfig, say: Callable[[str], None]) -> dict[str, int]:
+def _iterations(request: Request, model: ModelConfig, say: Say) -> dict[str, int]:
     mode = MODES[request.mode]
     base = mode.base_iterations
     if base is None:
         tokens = optimal_tokens(model)
         batch = request.total_batch_size or optimal_batch_tokens(tokens)
         base = max(round(tokens / batch), 1)
-        say(
-            f"base: {base:,} iterations of {batch:,} tokens: {tokens / 1e9:.2f}B tokens, "
-            "10.5 for each parameter of matrices and head"
-        )
+        if request.num_iterations is None:
+            say(
+                f"base: {base:,} iterations of {batch:,} tokens: {tokens / 1e9:.2f}B tokens, "
+                "10.5 for each parameter of matrices and head",
+                "base.num_iterations",
+            )
     iterations = {"base": base, "mid": mode.mid_iterations, "sft": mode.sft_iterations}
     if request.num_iterations is not None:
         chosen = [stage for stage in request.stages if stage in iterations]
@@ -223,7 +242,7 @@ def _iterations(request: Request, model: ModelConfig, say: Callable[[str], None]
                 "choose the stage with --stage, or write --set base.num_iterations=…",
             )
         iterations[chosen[0]] = request.num_iterations
-        say(f"{chosen[0]}: {request.num_iterations:,} iterations, as asked for")
+        say(f"{chosen[0]}: {request.num_iterations:,} iterations, as asked for", f"{chosen[0]}.num_iterations")
     return iterations
 
 
@@ -231,28 +250,41 @@ def _is_set(name: str, request: Request) -> bool:
     return any(each.partition("=")[0].strip() == name for each in request.assignments)
 
 
+def _of_stages(config: RunConfig, field: str) -> list[str]:
+    """The keys of --set that name this field of every trained stage."""
+    return [f"{stage}.{field}" for stage in config.trained_stages]
+
+
+def _smallest_batch(config: RunConfig, batch: int, request: Request) -> int:
+    """Of the trained stages, of which --set may have named others than `batch` for some."""
+    names = zip(config.trained_stages, _of_stages(config, "total_batch_size"), strict=True)
+    batches = [config.stage(stage).total_batch_size if _is_set(key, request) else batch for stage, key in names]
+    return min(batches, default=batch)
+
+
 def _compile(
-    request: Request, hardware: Hardware, compiler: str | None, say: Callable[[str], None]
+    request: Request, hardware: Hardware, compiler: str | None, say: Say
 ) -> bool | None:
     """Whether to compile; None: if it repays."""
     if request.compile == "off":
-        say("torch.compile off, as asked for")
+        say("torch.compile off, as asked for", "compile")
         return False
     if hardware.device_type == "cpu" and compiler is None:
         if request.compile == "on":
             raise UserError(
                 "--compile on needs a C++ compiler and none was found", "install g++, or use --compile auto"
             )
-        say("torch.compile off: there is no C++ compiler here (g++ would make training about 1.5 times as fast)")
+        why = "there is no C++ compiler here (g++ would make training about 1.5 times as fast)"
+        say(f"torch.compile off: {why}", "compile")
         return False
     if request.compile == "on":
-        say("torch.compile on, as asked for")
+        say("torch.compile on, as asked for", "compile")
         return True
     return None
 
 
 def _repays(
-    config: RunConfig, train_s: float | None, hardware: Hardware, num_workers: int, say: Callable[[str], None]
+    config: RunConfig, train_s: float | None, hardware: Hardware, num_workers: int, say: Say
 ) -> bool:
     """Whether compiling takes less time than training saves by it, of the seconds that there are to train, or of those
     that the iterations take."""
@@ -275,23 +307,17 @@ def _repays(
     return worth
 
 
-def _total_batch(
-    request: Request,
-    size: Size,
-    config: RunConfig,
-    iterations: dict[str, int],
-    hardware: Hardware,
-    say: Callable[[str], None],
-) -> int:
+def _total_batch(request: Request, size: Size, config: RunConfig, hardware: Hardware, say: Say) -> int:
     if request.total_batch_size is not None:
         return request.total_batch_size
-    if MODES[request.mode].base_iterations is None:
+    mode, keys = MODES[request.mode], _of_stages(config, "total_batch_size")
+    if mode.base_iterations is None:
         return optimal_batch_tokens(optimal_tokens(config.model))
     if size.target_s is None:
-        say(f"total_batch_size {GPU_BATCH_TOKENS:,} tokens: what the guide's iteration counts are of")
+        say(f"total_batch_size {GPU_BATCH_TOKENS:,} tokens: what the guide's iteration counts are of", *keys)
         return GPU_BATCH_TOKENS
     row = config.model.max_seq_len
-    steps = sum(iterations.values())
+    steps = mode.base_iterations + mode.mid_iterations + mode.sft_iterations
     choices = sorted({max(tokens // row, 1) * row for tokens in CPU_BATCHES})
     affordable = [
         tokens
@@ -299,13 +325,12 @@ def _total_batch(
         if steps * step_seconds(config, in_one_piece(config, tokens), hardware) <= size.target_s
     ]
     batch = affordable[-1] if affordable else choices[0]
-    say(
-        f"total_batch_size {batch:,} tokens: the largest with which {steps:,} steps "
-        f"take at most {size.target_s / 60:.1f} "
-        f"minutes here"
-        if affordable
-        else f"total_batch_size {batch:,} tokens: the smallest; this machine is slow"
-    )
+    within = f"{size.target_s / 60:.1f} minutes here"
+    if affordable:
+        why = f"the largest with which the mode's {steps:,} steps take at most {within}"
+    else:
+        why = f"the smallest, with which the mode's {steps:,} steps take more than {within}"
+    say(f"total_batch_size {batch:,} tokens: {why}", *keys)
     return batch
 
 

@@ -119,6 +119,41 @@ def test_every_automatic_choice_has_a_reason():
         assert choice in reasons
 
 
+def about(*choices, **asked):
+    """The reasons that begin with one of these."""
+    return [reason for reason in resolved(**asked).reasons if reason.startswith(choices)]
+
+
+def test_the_batch_is_that_of_the_mode_however_many_iterations_are_asked_for():
+    usual, longer = (
+        resolved(stages=("base",), num_iterations=count, compile="on") for count in (None, 20_000)
+    )
+    assert longer.config.base.total_batch_size == usual.config.base.total_batch_size > 512
+    assert any("the largest with which the mode's 800 steps" in reason for reason in longer.reasons)
+    slow = replace(CPU, peak_flops={"float32": 1e9, "bfloat16": 1e9})
+    assert "the smallest, with which the mode's 800 steps take more" in " ".join(resolved(slow).reasons)
+    assert not about("base: 1", "base: 2", mode="full", num_iterations=7, stages=("base",))
+
+
+def test_what_is_set_by_name_needs_no_reason():
+    asked = {"stages": ("tokenizer", "base"), "assignments": (
+        "compute_dtype=float32", "base.total_batch_size=8192", "base.device_batch_size=8", "base.lr_multiplier=2",
+        "model.depth=2")}  # fmt: skip
+    choices = ("compute dtype", "total_batch_size", "device_batch_size", "lr_multiplier", "depth")
+    assert len(about(*choices, stages=("tokenizer", "base"))) == 5
+    assert about(*choices, **asked) == []
+    assert len(about("total_batch_size", assignments=("base.total_batch_size=8192",))) == 1, "mid and SFT have it"
+
+
+def test_rows_are_chosen_for_what_is_set_by_name():
+    assert rows_and_reason(assignments=("compute_dtype=float32",))[0] == 16 < rows_and_reason()[0]
+    for rows in (2, 24):
+        config = resolved(stages=("base",), assignments=(f"base.total_batch_size={rows * 256}",)).config
+        assert config.base.device_batch_size == rows
+    with pytest.raises(UserError, match="compute_dtype must be one of"):
+        resolved(assignments=("compute_dtype=float16",))
+
+
 def test_impossible_requests():
     with pytest.raises(UserError, match="no mode 'huge'"):
         resolved(mode="huge")
@@ -266,6 +301,8 @@ def test_differences_between_requests_name_the_flags():
     first = Request(depth=4, num_workers=1)
     assert first.differences(Request(depth=4, num_workers=2)) == []
     assert first.differences(Request(depth=6, mode="small")) == ["--mode 'demo' -> 'small'", "--depth 4 -> 6"]
+    named = first.differences(Request(depth=4, start_from="a", stages=("base",), assignments=("seed=1",)))
+    assert [each.partition(" ")[0] for each in named] == ["--stage", "--from", "--set"]
 
 
 def test_of_little_text_no_more_is_prepared_than_there_is(tmp_path):

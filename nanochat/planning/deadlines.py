@@ -7,7 +7,7 @@ from nanochat.config import RunConfig, StageConfig
 from nanochat.errors import UserError
 from nanochat.planning.estimate import checkpoint_bytes, compile_seconds, step_seconds
 from nanochat.planning.hardware import Hardware
-from nanochat.planning.overheads import ANSWERING, SAVING, UNENDED, reserved_overhead_s
+from nanochat.planning.overheads import ANSWERING, EVALUATING, SAVING, UNENDED, overhead_s, reserved_overhead_s
 from nanochat.planning.preparing import NOTHING, There, begins_s, preparations
 
 CLOSING_S = {"cpu": 9.0, "cuda": 15.0}  # for Ray to end and the report to be written
@@ -16,6 +16,7 @@ SLOW_DISK = 1.75  # times that a save takes as long as it is planned to
 SPARE_STEPS = 1.25  # iterations planned over those the estimate has time for, so that the clock ends a stage
 LOOKS = 5  # evaluations and checkpoints of a stage that short; there are more in a longer one
 LOOK_EVERY_S = 120.0
+MOST_ON_EVALUATING = 0.03  # of a stage: there are fewer evaluations where they take long
 MIN_STAGE_S = 5.0
 MOST_ON_COMPILING = 0.5  # of what there is for training
 
@@ -58,13 +59,16 @@ def with_deadlines(
     for name, stage in stages:
         share = (seconds - compiling_s) * stage.num_iterations * stage.total_batch_size / tokens
         share += 0.0 if changed else compiling_s  # which steps take where nothing is left to compile
-        count = max(round(share / step_seconds(config, stage, hardware, num_workers)), 1)
+        step_s = step_seconds(config, stage, hardware, num_workers)
+        count = max(round(share / step_s), 1)
         every = max(round(count / max(LOOKS, share / LOOK_EVERY_S)), 1)
+        evaluation_s = overhead_s(EVALUATING, stage.eval_tokens / stage.total_batch_size * step_s, hardware)
+        seldom = math.ceil(evaluation_s / step_s / MOST_ON_EVALUATING)
         now += share
         changed[name] = replace(
             stage,
             num_iterations=round(SPARE_STEPS * count),
-            eval_every=every,
+            eval_every=max(every, min(seldom, count)),
             checkpoint_every=every,
             deadline_s=now,
             tail_s=min(stage_tail_s(config, name, hardware), share / 3),

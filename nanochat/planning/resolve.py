@@ -25,6 +25,7 @@ from nanochat.planning.preparing import NOTHING, There
 from nanochat.planning.rows import choose_rows
 
 FLAGS = {"start_from": "from", "stages": "stage", "assignments": "set"}  # whose names are not those of the fields
+SAVE_EVERY_S = 600.0  # at most, as planned; README.md says what saves take
 MOST_HOURS = 100_000  # eleven years
 
 
@@ -152,7 +153,8 @@ def resolve(
             smallest = _smallest_batch(config, batch, request)
             rows, why = choose_rows(config, smallest, size, hardware, request.num_workers, memory)
             say(f"device_batch_size {rows}: {why}", *_of_stages(config, "device_batch_size"))
-        return _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
+        config = _with_stages(config, iterations, batch, rows, lr, on_cpu=hardware.device_type == "cpu")
+        return _saved_often(config, hardware, request.num_workers)
 
     lr = request.lr_multiplier or size.lr_multiplier
     compiled = _compile(request, hardware, compiler, say)
@@ -367,6 +369,16 @@ def _with_stages(
             "sft", schedule=Schedule(warmup=0.1, warmdown=0.9, final=0.0), lr_multiplier=0.3 * lr, eval_questions=500
         ),
     )
+
+
+def _saved_often(config: RunConfig, hardware: Hardware, num_workers: int) -> RunConfig:
+    """With checkpoints no further apart than `SAVE_EVERY_S`, which is what a crash costs at most."""
+
+    def often(stage: StageConfig) -> StageConfig:
+        most = max(int(SAVE_EVERY_S / step_seconds(config, stage, hardware, num_workers)), 1)
+        return replace(stage, checkpoint_every=min(stage.checkpoint_every, most))
+
+    return replace(config, base=often(config.base), mid=often(config.mid), sft=often(config.sft))
 
 
 def _check_memory(config: RunConfig, hardware: Hardware) -> None:

@@ -74,3 +74,27 @@ def test_hours_that_cannot_work(hours, says):
 def test_hours_and_iterations_both():
     with pytest.raises(UserError, match="both"):
         resolve(Request(hours=1.0, stages=("base",), num_iterations=5), CPU, compiler="g++")
+
+
+@pytest.mark.parametrize("name", DATA_SHEETS)
+def test_evaluating_is_little_of_the_hours(name):
+    """On a slow GPU two million tokens take long; checkpoints stay as close."""
+    hardware = DATA_SHEETS[name]
+    config = resolve(Request(mode="small", hours=6.0), hardware, compiler=None).config
+    for stage in estimate(config, hardware).stages:
+        settings = config.stage(stage.stage)
+        (evaluating,) = (each.seconds for each in stage.beside if each.what == "evaluating")
+        an_evaluation = evaluating / (2 + stage.iterations // settings.eval_every)
+        assert evaluating - 2 * an_evaluation < 0.035 * stage.seconds
+        saves_s = settings.checkpoint_every * step_seconds(config, settings, hardware)
+        assert saves_s < 180
+
+
+@pytest.mark.parametrize(("mode", "hardware"), [("full", A100_40GB), ("full", CPU), ("medium", CPU), ("demo", CPU)])
+def test_a_crash_costs_minutes(mode, hardware):
+    config = resolve(Request(mode=mode), hardware, compiler="g++").config
+    for name in config.trained_stages:
+        stage = config.stage(name)
+        a_step = step_seconds(config, stage, hardware)
+        assert stage.checkpoint_every * a_step <= max(600.0, a_step)
+        assert stage.checkpoint_every <= stage.eval_every

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
@@ -76,7 +77,7 @@ def make_app(models: Models, *, host: str = "127.0.0.1", api_key: str = "") -> F
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(_LimitBody)
     if is_loopback(host):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "testserver"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host, "testserver"])
     _answer_errors_in_form(app)
 
     def check_key(authorization: Annotated[str, Header()] = "") -> None:
@@ -354,7 +355,7 @@ def serve(models: Models, host: str, port: int, api_key: str, say: Callable[[str
         raise UserError(message, "choose another --port or --host") from None
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
-    say(f"{models.default}: {address}{f'#key={api_key}' if api_key else ''}   (Ctrl-C ends it)")
+    say(f"{models.default}: {address}{'#key=' + quote(api_key, safe='') if api_key else ''}   (Ctrl-C ends it)")
     app = make_app(models, host=host, api_key=api_key)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listening])

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import httpx
 import openai
 import psutil
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
@@ -30,22 +32,23 @@ from tests.small_run import ROOT
 
 HELLO = [{"role": "user", "content": "hello"}]
 SAYS = "Nam =é!"  # with a call of the calculator in between
+KEY = "a+b&c=%20d"
 
 
-def started(runs: Path, *options: str) -> tuple[subprocess.Popen, str]:
-    """A server and its address."""
+def started(runs: Path, *options: str) -> tuple[subprocess.Popen, str, str]:
+    """A server, its address, and what stands behind that."""
     command = [sys.executable, str(ROOT / "experiments" / "chat.py"), "parrot", "--serve", "--port", "0",
                "--runs-dir", str(runs), *options]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    found = re.search(r"http://\S+?/", line := process.stdout.readline())
+    found = re.search(r"(http://\S+?/)(\S*)", line := process.stdout.readline())
     assert found, line
-    return process, found[0]
+    return process, found[1], found[2]
 
 
 @pytest.fixture(scope="module")
 def server(runs_dir) -> Iterator[tuple[psutil.Process, str]]:  # noqa: F811
-    process, address = started(runs_dir)
+    process, address, _ = started(runs_dir)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -65,8 +68,6 @@ def client(server) -> openai.OpenAI:
 
 @pytest.fixture
 def app(runs_dir) -> Iterator[TestClient]:  # noqa: F811
-    import torch
-
     models = Models(runs_dir, "parrot/sft", "cpu", torch.float32)
     with TestClient(make_app(models), raise_server_exceptions=False) as client:
         yield client
@@ -146,11 +147,12 @@ def test_what_cannot_be_answered_is_refused_in_the_apis_form(client, server):
 
 
 def test_only_who_has_the_key_is_answered(runs_dir):  # noqa: F811
-    process, address = started(runs_dir, "--api-key", "secret")
+    process, address, behind = started(runs_dir, "--api-key", KEY)
     try:
+        assert parse_qs(behind.removeprefix("#")) == {"key": [KEY]}, "as the page reads it"
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{address}v1", api_key="wrong", max_retries=3).models.list()
-        assert len(list(openai.OpenAI(base_url=f"{address}v1", api_key="secret").models.list())) == 2
+        assert len(list(openai.OpenAI(base_url=f"{address}v1", api_key=KEY).models.list())) == 2
         assert httpx.get(f"{address}healthz").status_code == 200
     finally:
         process.terminate()
@@ -179,11 +181,16 @@ def test_hosts_that_only_this_machine_reaches():
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.4", "::", "example.com")))
 
 
+def test_what_it_is_bound_to_may_be_asked_for_by_that_name(tmp_path):
+    app = make_app(Models(tmp_path, "", "cpu", torch.float32), host="127.8.8.8")
+    for name, status in (("127.8.8.8:8000", 200), ("localhost", 200), ("evil.example", 400)):
+        assert TestClient(app).get("/healthz", headers={"Host": name}).status_code == status
+
+
 def test_who_goes_away_gives_the_place_to_the_next(runs_dir, monkeypatch):  # noqa: F811
     """A whole answer would take ten seconds."""
     import threading
 
-    import torch
     import uvicorn
 
     feed = Engine.feed

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import logging
 import secrets
 import socket
 import time
@@ -24,7 +25,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from experiments.api_types import ChatRequest, CompletionRequest
 from experiments.models import Models, Served
 from nanochat.errors import UserError
-from nanochat.inference.batcher import Ask, Full
+from nanochat.inference.batcher import Ask, Closed, Full
 from nanochat.inference.engine import Token
 from nanochat.inference.reply import ReplyReader, reply_text
 from nanochat.tokenizer import render_prompt
@@ -45,10 +46,12 @@ class Refusal(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
 
-    def response(self) -> JSONResponse:
+    def body(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error}, self.status, {"Retry-After": "1"} if self.status == 429 else None)
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, {"Retry-After": "1"} if self.status in (429, 503) else None)
 
 
 def is_loopback(host: str) -> bool:
@@ -159,7 +162,7 @@ class _Answer:
             watching.cancel()
             ask.cancelled = True
         if ask.error is not None:
-            raise Refusal(500, "generating failed; the server's log says why")
+            raise _refusal(ask.error)
         return self._whole(reader)
 
     def _submit(self) -> tuple[asyncio.Queue[Token | None], Ask]:
@@ -178,6 +181,8 @@ class _Answer:
             self.served.batcher.submit(ask)
         except Full:
             raise Refusal(429, "too many are waiting; try again soon", "overloaded") from None
+        except Closed as error:
+            raise _refusal(error) from None
         return tokens, ask
 
     def _count(self, token: Token | None) -> Token | None:
@@ -198,11 +203,11 @@ class _Answer:
             for part, text in reader.finish():
                 yield self._event(_delta(part, text))
             if ask.error is not None:
-                error = {"message": "generating failed; the server's log says why", "type": "server_error"}
-                yield f"data: {json.dumps({'error': error})}\n\n"
-            yield self._event({}, self.finish_reason)
-            if self.body.stream_options and self.body.stream_options.include_usage:
-                yield f"data: {json.dumps({**self._head('.chunk'), 'choices': [], 'usage': self._usage()})}\n\n"
+                yield f"data: {json.dumps(_refusal(ask.error).body())}\n\n"
+            else:
+                yield self._event({}, self.finish_reason)
+                if self.body.stream_options and self.body.stream_options.include_usage:
+                    yield f"data: {json.dumps({**self._head('.chunk'), 'choices': [], 'usage': self._usage()})}\n\n"
             yield "data: [DONE]\n\n"
         finally:
             ask.cancelled = True
@@ -228,6 +233,14 @@ class _Answer:
     def _usage(self) -> dict[str, int]:
         count = len(self.prompt)
         return {"prompt_tokens": count, "completion_tokens": self.written, "total_tokens": count + self.written}
+
+
+def _refusal(error: Exception) -> Refusal:
+    """What to tell of an answer that ended with an error, which the log keeps unless it was meant."""
+    if isinstance(error, Closed):
+        return Refusal(503, "the model was unloaded before the answer was done; try again", "overloaded")
+    logging.getLogger("uvicorn.error").error("generating failed", exc_info=error)
+    return Refusal(500, "generating failed; the server's log says why")
 
 
 async def _cancel_if_gone(request: Request, ask: Ask) -> None:

@@ -20,6 +20,10 @@ class Full(Exception):
     """More are waiting than will be served soon."""
 
 
+class Closed(Exception):
+    """The batcher was closed before this was done."""
+
+
 @dataclass(eq=False)
 class Ask:
     """One continuation that is asked for.
@@ -67,6 +71,7 @@ class Batcher:
     def __init__(self, engine: Engine, places: int = PLACES, most_waiting: int = MOST_WAITING) -> None:
         self.engine, self.places, self.most_waiting = engine, places, most_waiting
         self._seats: list[_Seat] = []
+        self._served = 0  # in a seat or about to be
         self._waiting: deque[Ask] = deque()
         self._changed, self._closed = Condition(), False
         config = engine.model.config
@@ -78,7 +83,7 @@ class Batcher:
     @property
     def load(self) -> tuple[int, int]:
         """How many are being served, and how many wait."""
-        return len(self._seats), len(self._waiting)
+        return self._served, len(self._waiting)
 
     def submit(self, ask: Ask) -> None:
         """Have it served.
@@ -86,37 +91,51 @@ class Batcher:
         Raises:
             ValueError: it cannot be.
             Full: not soon.
+            Closed: not any more.
         """
         check_sampling(ask.temperature, ask.top_k)
         context = self.engine.model.config.max_seq_len
         if not 1 <= len(ask.prompt) <= context:
             raise ValueError(f"the prompt has {len(ask.prompt)} tokens; the model takes 1 to {context}")
         with self._changed:
-            if self._closed or len(self._waiting) >= self.most_waiting:
+            if self._closed:
+                raise Closed
+            if len(self._waiting) >= self.most_waiting:
                 raise Full
             self._waiting.append(ask)
             self._changed.notify()
 
-    def close(self) -> None:
-        """End the thread; who still waits is told the end."""
+    def close(self, *, if_idle: bool = False) -> bool:
+        """End the thread; who is not done is told the end, with `Closed` as the error.
+
+        Args:
+            if_idle: only if nobody is served and nobody waits.
+
+        Returns whether it is closed.
+        """
         with self._changed:
+            if if_idle and self.load != (0, 0):
+                return False
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        return True
 
     def _work(self) -> None:
         while True:
             with self._changed:
+                self._served = len(self._seats)
                 while not self._closed and not self._seats and not self._waiting:
                     self._changed.wait()
                 joining = [self._waiting.popleft() for _ in range(min(self._free, len(self._waiting)))]
+                self._served += len(joining)
                 if self._closed:
                     ending = [*joining, *self._waiting, *(seat.ask for seat in self._seats)]
                     self._waiting.clear()
                     break
             self._serve(joining)
         for ask in ending:
-            ask.tell(None)
+            _end(ask, Closed())
 
     @property
     def _free(self) -> int:

@@ -1,6 +1,7 @@
 """The API and the chat page over a real socket: OpenAI's own client, a browser, and clients that are up to no good."""
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -26,6 +27,7 @@ from experiments import chat, pictures
 from experiments.cli import run as exit_code
 from experiments.models import Models
 from experiments.serve import MOST_BODY_BYTES, is_loopback, make_app
+from nanochat.inference.batcher import Closed
 from nanochat.inference.engine import Engine
 from tests.experiments.test_chat import runs_dir  # noqa: F401
 from tests.small_run import ROOT
@@ -144,6 +146,30 @@ def test_what_cannot_be_answered_is_refused_in_the_apis_form(client, server):
     half = json.dumps({"prompt": "\ud800", "model": "parrot/base"})
     assert httpx.post(f"{address}v1/completions", content=half,
                       headers={"Content-Type": "application/json"}).status_code == 400  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said", "logged"),
+    [(RuntimeError("broken"), 500, "the server's log says why", 1), (Closed(), 503, "try again", 0)],
+)
+def test_an_answer_that_failed_does_not_end_like_a_whole_one(app, monkeypatch, caplog, error, status, said, logged):
+    def fail(*args):
+        raise error
+
+    log = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(Engine, "feed", fail)
+    body = {"messages": HELLO, "temperature": 0}
+    whole = app.post("/v1/chat/completions", json=body)
+    assert whole.status_code == status
+    assert said in whole.json()["error"]["message"]
+    assert [record.exc_info[1] for record in caplog.records] == [error] * logged
+    streamed = app.post("/v1/chat/completions", json={**body, "stream": True})
+    *events, last, done = [line.removeprefix("data: ") for line in streamed.text.splitlines() if line]
+    assert (json.loads(last), done) == (whole.json(), "[DONE]")
+    assert [json.loads(event)["choices"][0]["finish_reason"] for event in events] == [None, None]
+    assert len(caplog.records) == 2 * logged
 
 
 def test_only_who_has_the_key_is_answered(runs_dir):  # noqa: F811

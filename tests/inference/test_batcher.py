@@ -3,11 +3,12 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
+from threading import Event
 
 import pytest
 import torch
 
-from nanochat.inference.batcher import Ask, Batcher, Full
+from nanochat.inference.batcher import Ask, Batcher, Closed, Full
 from nanochat.inference.engine import Engine
 
 STOPS = tuple(range(180, 195))
@@ -34,6 +35,25 @@ def asked(batcher: Batcher, prompt: list[int], count: int, **how) -> tuple[Ask, 
 
 def all_of(told: Queue) -> list[int]:
     return [token.id for token in iter(lambda: told.get(timeout=30), None)]
+
+
+def slowed(monkeypatch, part: str, seconds: float) -> Event:
+    """A part of the engine takes longer; set once it has begun."""
+    begun, plain = Event(), getattr(Engine, part)
+    monkeypatch.setattr(Engine, part, lambda *args: begun.set() or time.sleep(seconds) or plain(*args))
+    return begun
+
+
+def test_an_error_ends_those_whom_it_concerns_and_the_thread_goes_on(engine, batcher, monkeypatch):
+    feed = type(engine).feed
+    monkeypatch.setattr(type(engine), "feed", lambda *args: (_ for _ in ()).throw(RuntimeError("broken")))
+    ask, told = asked(batcher, [3], 8)
+    assert len(all_of(told)) == 1
+    assert isinstance(ask.error, RuntimeError)
+    monkeypatch.setattr(type(engine), "feed", feed)
+    ask, told = asked(batcher, [3], 8)
+    assert all_of(told) == engine.complete([[3]], max_new_tokens=8, stop_ids=STOPS)[0]
+    assert ask.error is None
 
 
 def test_each_gets_what_it_would_get_alone(engine, batcher):
@@ -86,17 +106,31 @@ def test_no_more_wait_than_will_be_served_soon(engine, monkeypatch):
         asked(batcher, [6], 1)
     first[0].cancelled = True
     batcher.close()
-    with pytest.raises(Full):
+
+
+def test_who_is_not_done_when_it_is_closed_is_told_so(engine, monkeypatch):
+    batcher = Batcher(engine, places=1)
+    slowed(monkeypatch, "feed", 0.05)
+    served, waiting = asked(batcher, [3], 30), asked(batcher, [4], 1)
+    served[1].get(timeout=30)
+    assert batcher.close()
+    all_of(served[1])
+    assert all_of(waiting[1]) == []
+    assert all(isinstance(ask.error, Closed) for ask, _ in (served, waiting))
+    with pytest.raises(Closed):
         asked(batcher, [6], 1)
 
 
-def test_an_error_ends_those_whom_it_concerns_and_the_thread_goes_on(engine, batcher, monkeypatch):
-    feed = type(engine).feed
-    monkeypatch.setattr(type(engine), "feed", lambda *args: (_ for _ in ()).throw(RuntimeError("broken")))
-    ask, told = asked(batcher, [3], 8)
-    assert len(all_of(told)) == 1
-    assert isinstance(ask.error, RuntimeError)
-    monkeypatch.setattr(type(engine), "feed", feed)
-    ask, told = asked(batcher, [3], 8)
-    assert all_of(told) == engine.complete([[3]], max_new_tokens=8, stop_ids=STOPS)[0]
+@pytest.mark.parametrize("part", ["prefill", "feed"])
+def test_only_an_idle_one_is_closed_if_that_is_asked_for(engine, batcher, monkeypatch, part):
+    begun = slowed(monkeypatch, part, 0.3)
+    ask, told = asked(batcher, [3], 2)
+    assert begun.wait(30)
+    assert not batcher.close(if_idle=True)
+    assert len(all_of(told)) == 2
     assert ask.error is None
+    until = time.monotonic() + 10
+    while not batcher.close(if_idle=True) and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(Closed):
+        asked(batcher, [6], 1)

@@ -55,6 +55,9 @@ class Generation(BaseModel):
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    leave_room: bool = False
+    """Refuse a prompt that leaves the answer less than its most tokens, or than a quarter of the context if that is
+    less. Not a field of OpenAI's."""
 
     @model_validator(mode="before")
     @classmethod

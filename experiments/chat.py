@@ -17,7 +17,7 @@ from experiments.cli import run
 from nanochat.errors import UserError
 from nanochat.inference.engine import Engine
 from nanochat.inference.load import STAGES, load_model, newest_checkpoint
-from nanochat.inference.reply import ReplyReader
+from nanochat.inference.reply import ReplyReader, least_room
 from nanochat.interchange.bring_in import find_model
 from nanochat.model import Transformer
 from nanochat.tokenizer import Tokenizer, render_prompt
@@ -161,8 +161,8 @@ class Completion:
         return self.model.config.max_seq_len
 
     def _fits(self, prompt: list[int]) -> bool:
-        """Whether it leaves room for an answer: what was asked for, or a quarter of the context if that is less."""
-        return len(prompt) + min(self.max_tokens, self.context // 4) <= self.context
+        """Whether it leaves room for an answer."""
+        return len(prompt) + least_room(self.context, self.max_tokens) <= self.context
 
     def _check_fits(self, prompt: list[int]) -> None:
         if not self._fits(prompt):

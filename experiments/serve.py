@@ -27,7 +27,7 @@ from experiments.models import Models, Served
 from nanochat.errors import UserError
 from nanochat.inference.batcher import Ask, Closed, Full
 from nanochat.inference.engine import Token
-from nanochat.inference.reply import ReplyReader, reply_text
+from nanochat.inference.reply import ReplyReader, least_room, reply_text
 from nanochat.tokenizer import render_prompt
 
 MOST_BODY_BYTES = 1 << 20
@@ -166,12 +166,13 @@ class _Answer:
         return self._whole(reader)
 
     def _submit(self) -> tuple[asyncio.Queue[Token | None], Ask]:
-        room = self.served.context - len(self.prompt)
-        if room < 1:
-            message = f"the prompt has {len(self.prompt)} tokens, and the model's context is {self.served.context}"
+        body, context = self.body, self.served.context
+        room = context - len(self.prompt)
+        if room < (least_room(context, body.limit()) if body.leave_room else 1):
+            message = f"the prompt has {len(self.prompt)} tokens, and the model's context is {context}: " \
+                      "too little is left for an answer"  # fmt: skip
             raise Refusal(400, message, "context_length_exceeded", "messages")
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Token | None]()
-        body = self.body
         self.limit = min(body.limit() or room, room)
         ask = Ask(
             self.prompt, self.limit, lambda token: loop.call_soon_threadsafe(tokens.put_nowait, token),

@@ -64,3 +64,13 @@ def read_reply(tokenizer: Tokenizer, ids: Iterable[int]) -> list[dict[str, str]]
 def reply_text(parts: Iterable[dict[str, str]]) -> str:
     """What a reply says, calculator calls and their results left out."""
     return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def least_room(context: int, max_tokens: int | None) -> int:
+    """Tokens that a prompt should leave for the reply: its most, or a quarter of the context if that is less.
+
+    Args:
+        context: tokens of prompt and reply together.
+        max_tokens: of the reply; None: as many as there is room for.
+    """
+    return max(1, min(max_tokens or context, context // 4))

@@ -172,6 +172,21 @@ def test_an_answer_that_failed_does_not_end_like_a_whole_one(app, monkeypatch, c
     assert len(caplog.records) == 2 * logged
 
 
+@pytest.mark.parametrize(("most", "room"), [(None, 25), (256, 25), (7, 7), (1, 1)])
+def test_who_wants_room_for_an_answer_has_it_or_is_refused(app, most, room):
+    def ask(left: int, **wanted) -> httpx.Response:
+        body = {"model": "parrot/base", "prompt": "A" * (100 - 1 - left), "max_tokens": most, **wanted}
+        return app.post("/v1/completions", json=body)
+
+    assert ask(room, leave_room=True).status_code == 200
+    refused = ask(room - 1, leave_room=True)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert "too little is left" in refused.json()["error"]["message"]
+    assert ask(1).status_code == 200
+    assert ask(0).status_code == 400
+
+
 def test_only_who_has_the_key_is_answered(runs_dir):  # noqa: F811
     process, address, behind = started(runs_dir, "--api-key", KEY)
     try:
@@ -333,17 +348,33 @@ def test_the_page_in_a_browser(server, browser):
     assert texts(".user .bubble")[1] == "again\ntwice"
     browser.find_element(By.XPATH, "//button[text()='Regenerate']").click()
     until(lambda: idle() and len(texts(".assistant .bubble")) == 2)
+    for count in (3, 4, 5, 6):
+        browser.switch_to.active_element.send_keys(f"more {count}", Keys.ENTER)
+        until(lambda count=count: idle() and texts(".user .bubble")[-1:] == [f"more {count}"]
+              and len(texts(".user .bubble")) == len(texts(".assistant .bubble")))  # fmt: skip
+        assert texts(".assistant .bubble")[-1].replace("\n", "") == "Nam1+2= 3 =é!", "there is always room"
+    assert texts("#notice") == ["The model's context is full: the oldest turns are forgotten."]
+    before = texts(".bubble")
+    browser.switch_to.active_element.send_keys("x" * 300, Keys.ENTER)
+    until(lambda: idle() and any("context is 100" in text for text in texts("#notice")))
+    assert texts(".bubble") == [*before, "x" * 300], "what is too long by itself costs nothing"
+    browser.find_element(By.ID, "clear").click()
+    browser.find_element(By.ID, "text").send_keys("hello <b>there</b>", Keys.ENTER)
+    until(lambda: idle() and len(texts(".assistant .bubble")) == 1)
     browser.find_elements(By.XPATH, "//button[text()='Edit']")[0].click()
     assert texts(".user .bubble") == []
     assert browser.find_element(By.ID, "text").get_attribute("value") == "hello <b>there</b>"
 
     browser.find_element(By.ID, "text").clear()
-    browser.find_element(By.ID, "text").send_keys("x" * 300, Keys.ENTER)
-    until(lambda: idle() and any("context is 100" in text for text in texts("#notice")))
     Select(browser.find_element(By.ID, "model")).select_by_visible_text("parrot/base")
     assert texts(".turn") == []
     browser.find_element(By.ID, "text").send_keys("A", Keys.ENTER)
     until(lambda: idle() and texts(".assistant .bubble") == ["bc"])
+    browser.find_element(By.ID, "text").send_keys("z", Keys.ENTER)
+    until(lambda: idle() and "cut off at the end of the model's context" in texts(".assistant .under")[0])
+    browser.execute_script("document.getElementById('max_tokens').value = 30")
+    browser.find_element(By.ID, "text").send_keys("z", Keys.ENTER)
+    until(lambda: idle() and "cut off at the most tokens" in texts(".assistant .under")[0])
     browser.find_element(By.ID, "clear").click()
     assert texts(".turn") == []
     browser.set_window_size(380, 700)

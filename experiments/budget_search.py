@@ -23,7 +23,7 @@ from nanochat.planning.estimate import modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.overheads import COMPILING, overhead_s
-from nanochat.planning.preparing import corpus_shards
+from nanochat.planning.preparing import corpus_shards, unique_tokens
 from nanochat.planning.resolve import Request, in_one_piece, resolve
 from nanochat.run import Run, create
 from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
@@ -76,7 +76,7 @@ class BudgetSearch:
         self.stage = space.stage
         self.template = self._template()
         self.space = self._fitted(space)
-        self.policy = self._policy(float("inf"))
+        self.policy = self._policy(self._unique_tokens())
 
     # --- what the policy is told ------------------------------------------------------------------------------------
 
@@ -213,14 +213,25 @@ class BudgetSearch:
         if self.stage != "base":
             return
         enough = train.num_tokens >= (self.template.train_tokens or 0) and self.asked.request.data != TINYWORLD
-        self.policy = self._policy(float("inf") if enough else float(train.num_tokens))
+        write_json(self._data_path, {**self._data(), "unique_tokens": None if enough else train.num_tokens})
+        self.policy = self._policy(self._unique_tokens())
 
     def _train_tokens(self) -> int:
         """How much text to prepare: decided once, so that all trials and the final run find the same shards."""
         if not self._data_path.exists():
-            longest = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
+            unlimited = self._policy(math.inf)  # which goes through the most
+            longest = unlimited.best(unlimited.final_seconds(0.0), unlimited.device.final_devices)
             write_json(self._data_path, {"train_tokens": max(int(DATA_SPARE * longest.tokens), 1_000_000)})
-        return int(json.loads(self._data_path.read_text(encoding="utf-8"))["train_tokens"])
+        return int(self._data()["train_tokens"])
+
+    def _unique_tokens(self) -> float:
+        """Of the text: those prepared, or any number where they are as many as asked for; before that, an estimate."""
+        counted = self._data().get("unique_tokens", unique_tokens(self.template))
+        return math.inf if counted is None else float(counted)
+
+    def _data(self) -> dict[str, Any]:
+        """What was decided and counted of the text, if anything yet."""
+        return json.loads(self._data_path.read_text(encoding="utf-8")) if self._data_path.exists() else {}
 
     @property
     def _data_path(self) -> Path:

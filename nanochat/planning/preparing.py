@@ -124,6 +124,11 @@ def text_download_bytes(config: RunConfig) -> int:
     return (shards + validation) * CORPORA[config.data].shard_bytes if shards else 0
 
 
+def unique_tokens(config: RunConfig) -> float:
+    """About how many tokens the text that --data names has; of what cannot be looked at, any number."""
+    return _available_chars(config.data) / chars_per_token(config)
+
+
 def _chat_download_bytes(config: RunConfig, there: There) -> int:
     wanted = config.chat == PUBLIC and _chat_stages(config) and not there.conversations
     return PUBLIC_CHAT_BYTES if wanted else 0

@@ -1,6 +1,7 @@
 """The search as a user runs it: its mistakes, its trials through Ray Tune, and its end within the hours."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from experiments.ray_tune import PolicySearcher, Search, _resources, run_trials
 from experiments.search_report import hours_table
 from nanochat.clock import start_clock
 from nanochat.errors import UserError
-from nanochat.planning.hardware import Hardware, detect_hardware
+from nanochat.files import write_json
+from nanochat.planning.hardware import Hardware, detect_hardware, named_hardware
 from nanochat.planning.history import History
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
@@ -94,6 +96,36 @@ def test_a_given_depth_is_kept_and_a_batch_space_varies_the_batch(tmp_path):
     assert search_of(tmp_path / "r", 1.0, depth=3).policy.best(600).depth == 3
     fixed = search_of(tmp_path / "r", 1.0, space="batch")
     assert {config.depth for config in fixed.policy._grid(600, 1.0)} == {fixed.template.model.depth}
+
+
+def test_the_plan_knows_how_much_text_there_is_before_it_is_tokenised(tmp_path):
+    """TinyWorld, and text of the user's: counted, it is about as much, and the same is chosen."""
+    (tmp_path / "words.txt").write_text("a few words\n\n" * 1_000_000)
+    for data, counted in (("tinyworld", 2_500_000), (str(tmp_path / "words.txt"), 2_700_000)):
+        search = search_of(tmp_path / "r", 6.0, named_hardware("h100", 1), data=data)
+        assert search.policy.unique_tokens == pytest.approx(counted, rel=0.1)
+        chosen, told, untold = (
+            policy.best(policy.final_seconds(0.0))
+            for policy in (search.policy, search._policy(counted), search._policy(math.inf))
+        )
+        assert chosen.depth == told.depth > untold.depth
+    assert search_of(tmp_path / "r", 6.0, data="climbmix", chat="public").policy.unique_tokens > 1e11
+
+
+@pytest.mark.parametrize(("prepared", "limited"), [(None, True), (20_000, False)])
+def test_how_much_text_there_is_is_counted_once_and_kept(tmp_path, cache, prepared, limited):
+    """Text that is short of what was asked for is limited; `prepared` is what an earlier version wrote down."""
+    (tmp_path / "words.txt").write_text("\n\n".join(f"the number {number}" for number in range(50_000)))
+    asked = {"hours": 1.0, "data": str(tmp_path / "words.txt"), "stages": ("tokenizer", "base"), "max_seq_len": 128,
+             "assignments": ("tokenizer.vocab_size=512",)}  # fmt: skip
+    search = search_of(tmp_path / "r", **asked)
+    estimated = search.policy.unique_tokens
+    if prepared:
+        write_json(search._data_path, {"train_tokens": prepared})
+    search.prepare(lambda text: None)
+    counted = search.policy.unique_tokens
+    assert math.isinf(counted) if not limited else counted != estimated
+    assert search_of(tmp_path / "r", **asked).policy.unique_tokens == counted
 
 
 @pytest.mark.parametrize("hours", [0.05, 0.2, 2.0])

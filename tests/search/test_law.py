@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.search.law import NAMES, PUBLISHED, Points, bowl, effective_tokens, fit, gradient, predict
+from nanochat.search.priors import prior_for
 
 MEAN, SD = np.array(PUBLISHED.mean), np.array(PUBLISHED.sd)
 ROWS = [(1e8 * size, 2e9 * size, 2.0**19, lr) for size in (0.1, 0.3, 1.0) for lr in (0.4, 1.0, 2.5)]
@@ -93,3 +94,15 @@ def test_what_may_be_learned_is_spread_as_the_uncertainty_it_removes():
     x0 = NAMES.index("x0")
     assert 0.3 * SD[x0] < moved[:, x0].std() <= SD[x0] * 1.05
     assert np.abs(slope[:, x0]).max() > 0
+
+
+def test_the_prior_is_chosen_by_the_data_first():
+    """TinyWorld is far easier than text of people, on a GPU too, where less is certain of it."""
+    cpu, gpu, web = prior_for("cpu", "tinyworld"), prior_for("cuda", "tinyworld"), prior_for("cuda", "climbmix")
+    point = Points.of([(1e8, 3e7, 65_536, 5.0)])
+    (seen, unsure), (there, more_unsure), (harder, _) = (
+        fit(prior, None, np.zeros(0), 4e6).predict(point) for prior in (cpu, gpu, web)
+    )
+    assert seen < there < harder / 2
+    assert more_unsure > 3 * unsure
+    assert abs(there - 0.635) < 1.645 * more_unsure, "which a training there ended at"

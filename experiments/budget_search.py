@@ -68,10 +68,15 @@ class Asked:
 
 
 class BudgetSearch:
-    """Everything about one search but the driving of it."""
+    """Everything about one search but the driving of it.
 
-    def __init__(self, run: Run, asked: Asked, hardware: Hardware) -> None:
-        self.run, self.asked, self.hardware = run, asked, hardware
+    Args:
+        goes_on: with what this run's search has decided, counted and seen, if it has begun; not for a plan of other
+            hardware.
+    """
+
+    def __init__(self, run: Run, asked: Asked, hardware: Hardware, *, goes_on: bool = True) -> None:
+        self.run, self.asked, self.hardware, self.goes_on = run, asked, hardware, goes_on
         space = named_space(asked.space)
         self.stage = space.stage
         self.template = self._template()
@@ -93,7 +98,7 @@ class BudgetSearch:
         on = self.hardware.device_type
         train_s = self.asked.cap_s - CLOSING_S[on] - FINAL_START_S[on]
         config = replace(self._resolved(replace(self.request, hours=None), None, train_s), **start)
-        return replace(config, train_tokens=self._train_tokens()) if self._data_path.exists() else config
+        return replace(config, train_tokens=self._train_tokens()) if self._data() else config
 
     def _resolved(self, request: Request, attention: str | None, train_s: float | None = None) -> RunConfig:
         compiler = shutil.which("g++") or shutil.which("clang++")
@@ -173,7 +178,7 @@ class BudgetSearch:
         )
         if not self.asked.fresh_prior:
             policy.recall(self._remembered())
-        if self.journal.exists():
+        if self.goes_on and self.journal.exists():
             policy.load_state_dict(json.loads(self.journal.read_text(encoding="utf-8")))
         return policy
 
@@ -218,7 +223,7 @@ class BudgetSearch:
 
     def _train_tokens(self) -> int:
         """How much text to prepare: decided once, so that all trials and the final run find the same shards."""
-        if not self._data_path.exists():
+        if not self._data():
             unlimited = self._policy(math.inf)  # which goes through the most
             longest = unlimited.best(unlimited.final_seconds(0.0), unlimited.device.final_devices)
             write_json(self._data_path, {"train_tokens": max(int(DATA_SPARE * longest.tokens), 1_000_000)})
@@ -231,7 +236,8 @@ class BudgetSearch:
 
     def _data(self) -> dict[str, Any]:
         """What was decided and counted of the text, if anything yet."""
-        return json.loads(self._data_path.read_text(encoding="utf-8")) if self._data_path.exists() else {}
+        there = self.goes_on and self._data_path.exists()
+        return json.loads(self._data_path.read_text(encoding="utf-8")) if there else {}
 
     @property
     def _data_path(self) -> Path:

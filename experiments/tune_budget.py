@@ -97,7 +97,8 @@ def main(argv: list[str]) -> int:
     run = named_run(args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
     if hardware or (args.plan and not run.directory.exists()):
-        _show_search(console, BudgetSearch(run, asked, hardware or _hardware(run, asked)), 0.0, args.runs_dir)
+        search = BudgetSearch(run, asked, hardware or _hardware(run, asked), goes_on=hardware is None)
+        _show_search(console, search, 0.0, args.runs_dir)
         return 0
     with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
         asked = _as_before(run, asked)

@@ -61,8 +61,8 @@ SMALL = Prior(
     runs=TINYWORLD_RUNS,
 )
 # On a GPU the same text is gone through hundreds of times by far larger models. What those trainings say of the batch
-# (lB) is kept, all else is as uncertain as before them: depth 12 on an H200 ended at 0.445 after 6.6M tokens and at 0.635
-# after 30M (LOG.md, 2026-11-27); by this 0.58 and 0.36, give or take 0.46 and 0.35.
+# (lB) is kept, all else is as uncertain as before them: depth 12 on an H200 ended at 0.445 after 6.6M tokens and at
+# 0.635 after 30M (LOG.md, 2026-11-27); by this 0.58 and 0.36, give or take 0.46 and 0.35.
 SMALL_ON_GPU = replace(
     SMALL,
     mean=(*SMALL.mean[:5], 2.9, *SMALL.mean[6:]),

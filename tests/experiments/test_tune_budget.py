@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -153,6 +154,19 @@ def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkey
         tune_budget._as_before(search.run, other_policy)
     assert cli.run(tune_budget.main, ["--hours", "2", "--runs-dir", str(tmp_path / "runs")]) == 2
     assert "--seed, --hours" in capsys.readouterr().err
+
+
+def test_a_plan_for_other_hardware_knows_nothing_of_a_search_here(tmp_path, capsys):
+    command = ["--hours", "6", "--plan", "--hardware", "h100", "--runs-dir", str(tmp_path / "runs")]
+    assert cli.run(tune_budget.main, command) == 0
+    before = capsys.readouterr().out
+    search = search_of(tmp_path / "runs" / "budget", 1.0)
+    search.policy.observe(Observation(Config(2, 4096, 5.0, 1000), 4_096_000, 100.0, 20.0, 40_000.0, 1.7))
+    write_json(search.journal, search.policy.state_dict())
+    write_json(search._data_path, {"train_tokens": 1_000_000, "unique_tokens": 100_000})
+    assert cli.run(tune_budget.main, command) == 0
+    after = capsys.readouterr().out
+    assert re.sub(r"It ends before.*", "", after) == re.sub(r"It ends before.*", "", before)
 
 
 def test_hours_that_are_too_few_can_be_given_again(tmp_path, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.deadlines import CLOSING_S, stage_tail_s, with_deadlines
-from nanochat.planning.estimate import modelled_memory, step_seconds
+from nanochat.planning.estimate import Plan, modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.overheads import COMPILING, overhead_s
@@ -290,8 +290,7 @@ class BudgetSearch:
         """The final run as it would be without any trial."""
         chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
         begin_s = self.policy.overheads.final_s - self._compile_s()  # compiling is of the stage
-        config, record = self._new_record(self._request(chosen), runs_dir, begin_s)
-        return config, {**record, "plan": asdict(plan_of(config, self.hardware, self.asked.request.num_workers))}
+        return self._new_record(self._request(chosen), runs_dir, begin_s)
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
@@ -304,8 +303,8 @@ class BudgetSearch:
         request = replace(self._request(chosen), hours=None)
         config, record = self._final_run(request, chosen, why, now_s, None, runs_dir)
         later = tuple(stage for stage in config.trained_stages if stage != self.stage)
+        begin_s = now_s + FINAL_START_S[self.hardware.device_type]
         if later:
-            begin_s = now_s + FINAL_START_S[self.hardware.device_type]
             try:
                 rest = with_deadlines(replace(config, stages=later), self.asked.cap_s, self.hardware,
                                       self.asked.request.num_workers, begin_s)  # fmt: skip
@@ -317,7 +316,9 @@ class BudgetSearch:
         trained = replace(trial.config().stage(self.stage), num_iterations=chosen.num_iterations, deadline_s=None,
                           eval_questions=questions)  # fmt: skip
         config = replace(config, cap_s=self.asked.cap_s, **{self.stage: trained})
-        plan = plan_of(config, self.hardware, self.asked.request.num_workers)
+        rest = replace(config, stages=tuple(stage for stage in config.stages if stage in later))
+        plan = self._plan(config, None)
+        plan = replace(plan, stages=(*plan.stages[:1], *self._plan(rest, begin_s).stages))  # the first is trained
         ours, theirs = self.run.directory / self.stage, trial.directory / self.stage
         if not ours.exists():
             os.rename(theirs, ours)
@@ -345,7 +346,12 @@ class BudgetSearch:
         if self.request.compile == "auto":
             told = f"torch.compile {request.compile}: as in all of this search"
             record["reasons"] = [told if each.startswith("torch.compile") else each for each in record["reasons"]]
-        return self._as_searched(config), record
+        config = self._as_searched(config)
+        return config, {**record, "plan": asdict(self._plan(config, begin_s))}
+
+    def _plan(self, config: RunConfig, begin_s: float | None) -> Plan:
+        """Args: begin_s: when its first stage does, on the clock of the search."""
+        return plan_of(config, self.hardware, self.asked.request.num_workers, begin_s)
 
     # --- what is remembered -----------------------------------------------------------------------------------------
 

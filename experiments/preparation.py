@@ -89,7 +89,7 @@ def new_record(
     if request.storage:
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)
-    plan = plan_of(config, hardware, request.num_workers)
+    plan = plan_of(config, hardware, request.num_workers, spent_s)
     free = shutil.disk_usage(_existing_parent(runs_dir)).free
     if hardware.measured and plan.disk_bytes > free:
         raise UserError(
@@ -146,11 +146,15 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
-def plan_of(config: RunConfig, hardware: Hardware, num_workers: int) -> Plan:
-    """What a run will cost; on this machine, with what is there already. Raises UserError when downloads do not fit."""
+def plan_of(config: RunConfig, hardware: Hardware, num_workers: int, spent_s: float | None = None) -> Plan:
+    """What a run will cost; on this machine, with what is there already. Raises UserError when downloads do not fit.
+
+    Args:
+        spent_s: see `estimate`.
+    """
     if not hardware.measured:
-        return estimate(config, hardware, num_workers)
-    plan, cache = estimate(config, hardware, num_workers, _what_is_there(config)), cache_directory()
+        return estimate(config, hardware, num_workers, spent_s=spent_s)
+    plan, cache = estimate(config, hardware, num_workers, _what_is_there(config), spent_s), cache_directory()
     free, total = shutil.disk_usage(_existing_parent(cache)).free, plan.download_bytes + plan.prepare_disk_bytes
     if config.data in CORPORA and plan.download_bytes and total > free:
         raise UserError(

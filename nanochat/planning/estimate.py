@@ -299,15 +299,22 @@ def checkpoint_bytes(model: ModelConfig) -> int:
     return 4 * (count.total + 2 * (count.total - count.matrices) + count.matrices)
 
 
-def estimate(config: RunConfig, hardware: Hardware, num_workers: int = 1, there: There = NOTHING) -> Plan:
+def estimate(
+    config: RunConfig,
+    hardware: Hardware,
+    num_workers: int = 1,
+    there: There = NOTHING,
+    spent_s: float | None = None,
+) -> Plan:
     """The plan of a resolved configuration.
 
     Args:
         there: what of its data need not be made or fetched.
+        spent_s: on the run's clock, when its first stage begins; None: as long as preparing is estimated to take.
     """
     preparing = preparations(config, hardware, there)
     stages: list[StageEstimate] = []
-    since_s = begins_s(preparing, hardware)
+    since_s = begins_s(preparing, hardware) if spent_s is None else spent_s
     for name in config.trained_stages:
         stages.append(_stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
         since_s += stages[-1].seconds

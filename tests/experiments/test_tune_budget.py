@@ -143,6 +143,31 @@ def test_what_the_plan_shows_is_what_would_be_committed_to(tmp_path, hours):
     assert told == [f"torch.compile {'on' if shown.compile else 'off'}: as in all of this search"]
 
 
+def test_the_plan_of_the_final_run_counts_from_where_the_hours_are(tmp_path):
+    search, now_s = search_of(tmp_path / "r", 0.5), 450.0
+    seconds = search.policy.final_seconds(now_s)
+    config, record = search.commit(Commit(search.policy.best(seconds), seconds, "because"), now_s, tmp_path)
+    plan = search.run.plan(record)
+    begins_s = now_s + search.policy.overheads.final_s - search._compile_s()
+    of_stages_s = sum(stage.seconds for stage in plan.stages)
+    assert begins_s + of_stages_s < search.asked.cap_s < 1.05 * (begins_s + of_stages_s)
+    assert plan.stages[0].iterations < config.base.num_iterations
+
+
+def test_a_trial_that_is_taken_over_leaves_the_rest_of_the_hours_to_later_stages(tmp_path):
+    search, now_s = search_of(tmp_path / "r", 0.5), 1200.0
+    chosen = search.policy.best(600.0)
+    search.run.tokenizer_directory.mkdir(parents=True)
+    trial = search.create_trial(tmp_path / "t", search.trial_config(chosen, num_iterations=chosen.num_iterations))
+    (trial.directory / "base").mkdir()
+    config, record = search.adopt(trial, chosen, "because", now_s, tmp_path)
+    base, *later = search.run.plan(record).stages
+    assert base.iterations == chosen.num_iterations
+    assert [stage.stage for stage in later] == ["mid", "sft"]
+    assert now_s + sum(stage.seconds for stage in later) < search.asked.cap_s
+    assert all(0 < stage.iterations < config.stage(stage.stage).num_iterations for stage in later)
+
+
 def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
     search = search_of(tmp_path / "runs" / "budget", 1.0, seed=3)

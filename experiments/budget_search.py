@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.preparation import new_record, plan_of, start_checkpoint
 from nanochat.config import TINYWORLD, RunConfig, from_dict
+from nanochat.corpora import CORPORA
 from nanochat.data.sources import cache_directory, open_sources
 from nanochat.errors import UserError
 from nanochat.files import write_json
@@ -30,7 +31,7 @@ from nanochat.search.decisions import Commit, Config, Device, Observation, Overh
 from nanochat.search.policy import BudgetPolicy
 from nanochat.search.priors import prior_for
 from nanochat.search.space import Domain, Space, load_space
-from nanochat.training.prepare import prepare_stage, prepare_tokenizer
+from nanochat.training.prepare import prepare_first, prepare_stage, prepare_tokenizer
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
 CPU_TEMPLATES = ((0.25, "demo"), (1.0, "small"))  # vocabulary and context up to so many hours; medium's above
@@ -204,7 +205,8 @@ class BudgetSearch:
     # --- data -------------------------------------------------------------------------------------------------------
 
     def prepare(self, say: Callable[[str], None]) -> None:
-        """Make what all trials share: the tokenizer, and token shards for the longest training there may be."""
+        """Make what all trials share: the tokenizer, and token shards for the longest training there may be. Of a
+        corpus only those that training begins with, which fetches the others itself."""
         say("making the data" if self.asked.request.data == TINYWORLD else f"reading {self.asked.request.data}")
         if self.stage == "base":
             self.template = replace(self.template, train_tokens=self._train_tokens())
@@ -214,6 +216,9 @@ class BudgetSearch:
         )
         tokenizer = prepare_tokenizer(self.run, self.template, sources, say)
         say(f"tokenising for {self.stage}")
+        if self.stage == "base" and asked.data in CORPORA:
+            prepare_first(self._as_searched(self.template), sources, tokenizer, cache_directory())
+            return
         train = prepare_stage(self.stage, self.template, sources, tokenizer, cache_directory()).train
         if self.stage != "base":
             return

@@ -51,6 +51,7 @@ from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check,
 from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.files import write_json
+from nanochat.planning.deadlines import CLOSING_S
 from nanochat.planning.hardware import HARDWARE_NAMES, Hardware
 from nanochat.planning.resolve import Request
 from nanochat.report import duration
@@ -267,7 +268,7 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir:
     earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
     console.print(f"Known beforehand: {policy.prior.source}{earlier}\n", soft_wrap=True)
     show_table(console, hours_table(search))
-    console.print("What would be trained if no trial changed it:\n")
+    console.print("What would be trained if no trial changed it, less what preparing takes of the hours:\n")
     config, record = search.outlook(runs_dir)
     show_cost(console, config, search.run.plan(record))
 
@@ -275,11 +276,20 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir:
 def _search(
     console: Console, search: BudgetSearch, clock: RunClock, runs_dir: Path
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """Run trials until the policy commits. Returns the configuration and the record of the final run."""
+    """Run trials until the policy commits. Returns the configuration and the record of the final run.
+
+    Raises:
+        UserError: the hours are over before anything could be tried.
+    """
+    most_s = search.asked.cap_s - CLOSING_S[search.hardware.device_type]
 
     def say(text: str) -> None:
         clock.beating(search.run.clock_path)
         console.print(f"[dim]{text}[/dim]")
+        if clock() > most_s and not (search.run.directory / "search" / "trials").exists():
+            raise UserError(
+                "the hours are over before the data was there", "what has come is kept: begin under another --name"
+            )
 
     search.prepare(say)
     if search.asked.policy != "budget":

@@ -9,7 +9,7 @@ from nanochat.config import TINYWORLD, RunConfig
 from nanochat.data.dataset import TokenDataset
 from nanochat.data.growing import Feeder, GrowingDataset
 from nanochat.data.hub import CorpusFiles
-from nanochat.data.shards import Progress, Spread, build_chat_shards, build_text_shards
+from nanochat.data.shards import Progress, Spread, build_chat_shards, build_text_shards, stream_text_shards
 from nanochat.data.sources import Sources
 from nanochat.files import write_json
 from nanochat.planning.hardware import usable_cpus
@@ -161,6 +161,20 @@ def prepare_growing(
         feeder.stop()
         raise
     return StageData(train, val), feeder
+
+
+def prepare_first(config: RunConfig, sources: Sources, tokenizer: Tokenizer, cache: Path) -> None:
+    """Of the base stage's data from a hub what `prepare_growing` waits for, and no more. Raises as that does."""
+    first = stream_text_shards(
+        sources.base_train,
+        tokenizer,
+        cache / "shards",
+        row_tokens=config.model.max_seq_len,
+        packing=config.base.packing,
+        max_tokens=text_tokens(config),
+    )
+    next(first, None)
+    _validation_text(config, sources, tokenizer, cache, "all", lambda tokens, of: None)
 
 
 def _validation_text(

@@ -10,17 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from experiments import preparation
+from experiments import preparation, tune_budget
+from experiments.budget_search import Asked, BudgetSearch
+from experiments.terminal import make_console
+from nanochat.clock import start_clock
 from nanochat.corpora import CORPORA
 from nanochat.data.sources import open_sources
 from nanochat.errors import UserError
 from nanochat.events import Note, read_events
+from nanochat.files import write_json
+from nanochat.planning.hardware import Hardware
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
+from nanochat.search.decisions import Config, Trial
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.prepare import prepare_growing
 from tests.data.corpus_files import serve
 from tests.hub import Fault, Hub
 
 ROOT = Path(__file__).parents[2]
+CPU = Hardware("a test's processor", "cpu", 1, 2, 24 * 2**30, {"float32": 3e11, "bfloat16": 1e11})
 SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=2000", "base.num_iterations=12", "mid.num_iterations=3",
             "sft.num_iterations=3", "base.eval_tokens=512", "mid.eval_tokens=512", "sft.eval_tokens=512",
             "sft.eval_questions=14")  # fmt: skip
@@ -79,6 +88,44 @@ def test_the_whole_way_with_a_shard_corrupted_and_a_connection_cut(base_dir):
     assert [text for text in notes if "waits for shard 1 of climbmix" in text]
     assert "HTTP Request" not in done.stdout + done.stderr
     assert Run(base_dir.parent / "runs" / "web").status().state == "done"
+
+
+def search_of_web_text(base_dir: Path) -> BudgetSearch:
+    asked = Request(data="climbmix", hours=1.0, depth=1, max_seq_len=128, compile="off", assignments=SETTINGS[:2])
+    search = BudgetSearch(Run(base_dir.parent / "runs" / "budget"), Asked(asked, "budget"), CPU)
+    write_json(search._data_path, {"train_tokens": 1_000_000})  # far more than the hub will have
+    return search
+
+
+def test_a_search_fetches_what_training_begins_with_and_leaves_the_rest_to_it(base_dir, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir))
+    search = search_of_web_text(base_dir)
+    with Hub() as hub:
+        serve(hub, 2)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        search.prepare(lambda text: None)
+        made = set((base_dir / "shards").glob("*"))
+        trial = search.make_trial(Trial(Config(1, 512, 5.0, 40), 30.0, "to see"), base_dir.parent / "trial")
+        config, sources = trial.config(), open_sources("climbmix", base_dir)
+        tokenizer = Tokenizer.load(trial.tokenizer_directory)
+        data, feeder = prepare_growing(trial, config, sources, tokenizer, base_dir, lambda text: None)
+        feeder.stop()
+    fetched = {path.name for path in (base_dir / "corpora" / "climbmix").glob("*.parquet")}
+    assert {"shard_00000.parquet", "shard_06542.parquet"} <= fetched
+    assert {*data.train.first.directories, *data.val.directories} <= made
+
+
+def test_a_search_waits_for_its_text_no_longer_than_its_hours(base_dir, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir))
+    search = search_of_web_text(base_dir)
+    clock = start_clock(search.run.clock_path, time.time() - search.asked.cap_s + 10)
+    with Hub() as hub:
+        serve(hub, 2)
+        hub.bytes_per_s = 1000.0
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(UserError, match="the hours are over before the data was there"):
+            tune_budget._search(make_console(), search, clock, base_dir.parent / "runs")
+    assert clock() < search.asked.cap_s
 
 
 def test_a_hub_out_of_reach_is_one_clear_line_within_seconds(base_dir, nobody):

@@ -125,9 +125,10 @@ class BudgetSearch:
         )  # fmt: skip
         batches = [value for value in batch.values() if value % row == 0]
         if not batches:
+            flags = "--max-seq-len" if self.asked.request.num_workers == 1 else "--num-workers, --max-seq-len"
             raise UserError(
                 f"no total_batch_size of this space is a multiple of {row:,} tokens, a row for each worker",
-                "change --max-seq-len or the space",
+                f"change {flags} or the space",
             )
         if odd := [value for value in batch.values() if value > min(batches) and value % row]:
             raise UserError(

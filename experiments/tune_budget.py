@@ -12,6 +12,7 @@ where it stopped. Exit codes: 0 done, 2 something for you to change, 130 interru
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, replace
@@ -160,8 +161,10 @@ def _asked(args: argparse.Namespace) -> Asked:
     ordered = tuple(stage for stage in STAGES if stage in stages)
     if not problems and ordered[:1] != (space.stage,):
         problems.append(f"--stages must begin with {space.stage}, which space {space.name!r} is about")
-    if not args.hours > 0:
-        problems.append(f"--hours must be positive, not {args.hours:g}")
+    if not 0 < args.hours < math.inf:
+        problems.append(f"--hours must be positive and finite, not {args.hours:g}")
+    if args.seed < 0:
+        problems.append(f"--seed must not be negative, and is {args.seed}")
     if args.num_workers < 1:
         problems.append(f"--num-workers must be at least 1, not {args.num_workers}")
     if problems:

@@ -17,7 +17,7 @@ from nanochat.search.law import NAMES, Fit, Points, Prior, fit, predict
 from nanochat.search.rates import Rates
 from nanochat.search.space import Domain, Space
 
-MIN_STEPS = 600  # of the final run, unless the space says otherwise; fewer lose at every cap
+MIN_STEPS = 600  # of the final run; fewer lose at every cap
 MIN_TRIAL_STEPS = 150
 TRIAL_SHARES = (1 / 384, 1 / 192, 1 / 96, 1 / 48, 1 / 24)  # of the cap
 MAX_EXPLORED = 0.08
@@ -189,8 +189,7 @@ class BudgetPolicy:
 
     def _grid(self, seconds: float, devices: float, min_steps: float | None = None) -> list[Config]:
         """Every depth and batch with enough steps; where none has, those with the most."""
-        steps_domain = self._domain("num_iterations")
-        least = min_steps or (steps_domain.low if steps_domain else MIN_STEPS)
+        least = min_steps or MIN_STEPS
         made = [
             Config(depth, batch, 1.0, max(int(devices * seconds * self.tokens_per_second(depth, batch) / batch), 1))
             for depth in self.depths

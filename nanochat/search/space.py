@@ -17,7 +17,7 @@ KNOBS = {
     "lr_multiplier": float,
 }
 SCALES = ("linear", "log2")
-FIELDS = {"stage", "low", "high", "scale", "step", "default"}
+FIELDS = {"stage", "low", "high", "scale", "step"}
 MAX_VALUES = 1000
 
 
@@ -31,8 +31,6 @@ class Domain:
     high: float
     scale: str
     step: float
-    default: float | None = None
-    """None: the policy, or the scaling rules, have their own."""
 
     def values(self) -> list[float]:
         """All of them, rising; whole numbers where the knob takes them."""
@@ -62,7 +60,7 @@ class Space:
 
 
 def load_space(path: Path) -> Space:
-    """The space that a file describes as `SPACE = {knob: {"stage", "low", "high", "scale", "step", "default"}}`.
+    """The space that a file describes as `SPACE = {knob: {"stage", "low", "high", "scale", "step"}}`.
 
     Raises:
         UserError: listing everything that is wrong with it.
@@ -97,14 +95,14 @@ def _problems(described: Any) -> list[str]:
             problems.append(f"{name} must be a dict")
         else:
             problems += [f"{name}: {problem}" for problem in _domain_problems(name, domain)]
-    stages = {domain.get("stage") for domain in described.values() if isinstance(domain, dict)}
-    if not problems and len(stages) > 1:
-        problems.append(f"all knobs of a space belong to one stage, not to {', '.join(sorted(map(str, stages)))}")
+    stages = set() if problems else {domain["stage"] for domain in described.values()}
+    if len(stages) > 1:
+        problems.append(f"all knobs of a space belong to one stage, not to {', '.join(sorted(stages))}")
     return problems
 
 
 def _domain_problems(name: str, domain: dict) -> list[str]:
-    missing, unknown = FIELDS - {"default"} - domain.keys(), domain.keys() - FIELDS
+    missing, unknown = FIELDS - domain.keys(), domain.keys() - FIELDS
     if missing or unknown:
         return [f"{word} {', '.join(sorted(map(str, fields)))}" for word, fields in
                 (("it lacks", missing), ("it has no field", unknown)) if fields]  # fmt: skip
@@ -113,18 +111,17 @@ def _domain_problems(name: str, domain: dict) -> list[str]:
         problems.append(f"stage must be one of {', '.join(TRAINED_STAGES)}, not {domain['stage']!r}")
     if name == "depth" and domain["stage"] != "base":
         problems.append("the depth of a model is decided in stage base")
+    if name == "num_iterations" and domain["stage"] == "base":
+        problems.append("the hours decide how many steps a base model is trained")
     if domain["scale"] not in SCALES:
         problems.append(f"scale must be one of {', '.join(SCALES)}, not {domain['scale']!r}")
-    numbers = [field for field in ("low", "high", "step", "default") if domain.get(field) is not None]
-    wrong = [f for f in numbers if isinstance(domain[f], bool) or not isinstance(domain[f], int | float)
+    wrong = [f for f in ("low", "high", "step") if isinstance(domain[f], bool) or not isinstance(domain[f], int | float)
              or not 0 < domain[f] < math.inf]  # fmt: skip
     problems += [f"{field} must be a positive number, not {domain[field]!r}" for field in wrong]
     if problems:
         return problems
     if domain["low"] > domain["high"]:
         return [f"low {domain['low']} is above high {domain['high']}"]
-    if domain.get("default") is not None and not domain["low"] <= domain["default"] <= domain["high"]:
-        return [f"default {domain['default']} lies outside {domain['low']} to {domain['high']}"]
     ends = (math.log2(domain["high"] / domain["low"]) if domain["scale"] == "log2" else domain["high"] - domain["low"])
     if ends / domain["step"] > MAX_VALUES:
         return [f"step {domain['step']} makes more than {MAX_VALUES} values"]

@@ -43,6 +43,10 @@ def search_of(
     [
         (["--hours", "0"], "positive"),
         (["--hours", "0.01"], "too few"),
+        (["--hours", "inf"], "finite, not inf"),
+        (["--hours", "nan"], "finite, not nan"),
+        (["--hours", "1", "--seed", "-1"], "--seed must not be negative"),
+        (["--hours", "1", "--num-workers", "6"], "change --num-workers"),
         (["--hours", "1", "--stages", "mid,sft"], "must begin with base"),
         (["--hours", "1", "--stages", "base,fine"], "no stage 'fine'"),
         (["--hours", "1", "--space", "bugdet"], "no search space 'bugdet'"),

@@ -36,9 +36,9 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_ones_own(tmp_path):
     space = load_space(write(tmp_path, """
 # four sizes
-SPACE = {"depth": {"stage": "base", "low": 2, "high": 8, "scale": "log2", "step": 1, "default": 4}}
+SPACE = {"depth": {"stage": "base", "low": 2, "high": 8, "scale": "log2", "step": 1}}
 """))  # fmt: skip
-    assert (space.name, space["depth"].values(), space["depth"].default) == ("mine", [2, 4, 8], 4)
+    assert (space.name, space["depth"].values()) == ("mine", [2, 4, 8])
 
 
 GOOD = '"stage": "base", "low": 2, "high": 8, "scale": "log2", "step": 1'
@@ -68,7 +68,9 @@ def depth(domain: str) -> str:
         (depth(GOOD.replace('"low": 2', '"low": -2')), "low must be a positive number, not -2"),
         (depth(GOOD.replace('"low": 2', '"low": "2"')), "not '2'"),
         (depth(GOOD.replace('"low": 2', '"low": 1.5')), "whole numbers"),
-        (depth(GOOD + ", 'default': 9"), "default 9 lies outside"),
+        (depth(GOOD + ", 'default': 4"), "no field default"),
+        (depth(GOOD.replace('"base"', '["base"]')), r"not \['base'\]"),
+        (f"SPACE = {{'num_iterations': {{{GOOD}}}}}", "the hours decide"),
         (depth(GOOD.replace('"step": 1', '"step": 1e-9')), "more than 1000"),
         (depth(GOOD + "}, 'lr_multiplier': {" + GOOD.replace("base", "mid")), "one stage"),
     ],

@@ -280,7 +280,10 @@ class BudgetSearch:
         asked = replace(self.request, total_batch_size=config.total_batch_size, **settings,
                         compile="on" if self.template.compile else "off")  # fmt: skip
         if self.stage == "base":
-            return replace(asked, depth=config.depth, lr_multiplier=config.lr_multiplier)
+            steps, assignments = self.space.domains.get("num_iterations"), asked.assignments
+            if steps and config.num_iterations >= steps.high:  # there is time for more, which the space does not want
+                assignments = (*assignments, f"base.num_iterations={config.num_iterations}")
+            return replace(asked, depth=config.depth, lr_multiplier=config.lr_multiplier, assignments=assignments)
         chosen = (f"{self.stage}.lr_multiplier={config.lr_multiplier:g}",
                   f"{self.stage}.num_iterations={config.num_iterations}")  # fmt: skip
         return replace(asked, hours=None, assignments=(*asked.assignments, *chosen))

@@ -114,7 +114,8 @@ def space_of(search: BudgetSearch, contest: Contest) -> dict[str, Any]:
 
 def _domains(search: BudgetSearch, contest: Contest) -> dict[str, Domain]:
     domains = dict(search.space.domains)
-    if search.stage == "base":
+    if search.stage == "base":  # as many steps as there is time for
+        domains.pop("num_iterations", None)
         depths = _depths(search, contest)
         return {**domains, "depth": replace(domains["depth"], low=min(depths), high=max(depths))}
     least = domains["num_iterations"].low if "num_iterations" in domains else 1

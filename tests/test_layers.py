@@ -19,7 +19,7 @@ BELOW = {  # what each package may import of its siblings
     "data": {"tokenizer", "tasks"},
     "inference": {"model", "tokenizer", "training"},  # training: the checkpoint store
     "evaluation": {"model", "tokenizer", "data", "tasks", "inference"},
-    "planning": {"model", "optim"},
+    "planning": {"model", "optim", "data"},  # data: which files there are
     "search": {"planning"},
     "interchange": {"model", "tokenizer", "data", "inference", "training"},
     "training": {"model", "optim", "tokenizer", "data", "tasks", "inference", "evaluation", "planning"},

@@ -17,7 +17,7 @@ from nanochat.search.law import NAMES, Fit, Points, Prior, fit, predict
 from nanochat.search.rates import Rates
 from nanochat.search.space import Domain, Space
 
-MIN_STEPS = 600  # of the final run; fewer lose at every cap
+MIN_STEPS = 600  # of the final run, unless the space says otherwise; fewer lose at every cap
 MIN_TRIAL_STEPS = 150
 TRIAL_SHARES = (1 / 384, 1 / 192, 1 / 96, 1 / 48, 1 / 24)  # of the cap
 MAX_EXPLORED = 0.08
@@ -188,10 +188,16 @@ class BudgetPolicy:
         return self.space.domains.get(name)
 
     def _grid(self, seconds: float, devices: float, min_steps: float | None = None) -> list[Config]:
-        """Every depth and batch with enough steps; where none has, those with the most."""
-        least = min_steps or MIN_STEPS
+        """Every depth and batch with enough steps; where none has, those with the most. No more than the space has."""
+        domain = self._domain("num_iterations")
+        least = min_steps or (domain.low if domain else MIN_STEPS)
+        most_steps = domain.high if domain else np.inf
+
+        def steps(depth: int, batch: int) -> int:
+            return max(int(min(devices * seconds * self.tokens_per_second(depth, batch) / batch, most_steps)), 1)
+
         made = [
-            Config(depth, batch, 1.0, max(int(devices * seconds * self.tokens_per_second(depth, batch) / batch), 1))
+            Config(depth, batch, 1.0, steps(depth, batch))
             for depth in self.depths
             for batch in map(int, self.space["total_batch_size"].values())
         ]

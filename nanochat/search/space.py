@@ -111,8 +111,6 @@ def _domain_problems(name: str, domain: dict) -> list[str]:
         problems.append(f"stage must be one of {', '.join(TRAINED_STAGES)}, not {domain['stage']!r}")
     if name == "depth" and domain["stage"] != "base":
         problems.append("the depth of a model is decided in stage base")
-    if name == "num_iterations" and domain["stage"] == "base":
-        problems.append("the hours decide how many steps a base model is trained")
     if domain["scale"] not in SCALES:
         problems.append(f"scale must be one of {', '.join(SCALES)}, not {domain['scale']!r}")
     wrong = [f for f in ("low", "high", "step") if isinstance(domain[f], bool) or not isinstance(domain[f], int | float)

@@ -76,6 +76,14 @@ def test_one_depth_alone_can_be_searched():
     assert len(subject.observations) > 1
 
 
+@pytest.mark.parametrize(("low", "high"), [(50_000, 10**6), (100, 700)])
+def test_iterations_stay_within_those_of_the_space(low, high):
+    steps = replace(SPACE["depth"], name="num_iterations", low=low, high=high, scale="log2")
+    space = Space("steps", {**SPACE.domains, "num_iterations": steps})
+    subject = BudgetPolicy(space, 6 * 3600, MACHINE.prior, MACHINE.overheads, np.inf, 0, device=MACHINE.device)
+    assert low <= subject.best(5 * 3600).num_iterations <= high
+
+
 def test_a_short_cap_buys_no_trials():
     decision = policy(0.25).decide(0.0)
     assert isinstance(decision, Commit)

@@ -70,7 +70,6 @@ def depth(domain: str) -> str:
         (depth(GOOD.replace('"low": 2', '"low": 1.5')), "whole numbers"),
         (depth(GOOD + ", 'default': 4"), "no field default"),
         (depth(GOOD.replace('"base"', '["base"]')), r"not \['base'\]"),
-        (f"SPACE = {{'num_iterations': {{{GOOD}}}}}", "the hours decide"),
         (depth(GOOD.replace('"step": 1', '"step": 1e-9')), "more than 1000"),
         (depth(GOOD + "}, 'lr_multiplier': {" + GOOD.replace("base", "mid")), "one stage"),
     ],

@@ -90,12 +90,8 @@ def new_record(
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)
     plan = plan_of(config, hardware, request.num_workers, spent_s)
-    free = shutil.disk_usage(_existing_parent(runs_dir)).free
-    if hardware.measured and plan.disk_bytes > free:
-        raise UserError(
-            f"the run needs about {plan.disk_bytes / GIB:.1f} GiB of disk and {runs_dir} has {free / GIB:.1f} GiB free",
-            "make room, choose another --runs-dir, or --set keep_checkpoints=1",
-        )
+    if hardware.measured:
+        _check_disk(config, plan, runs_dir)
     return config, {
         "request": asdict(request),
         "plan": asdict(plan),
@@ -146,21 +142,55 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
+def _check_disk(config: RunConfig, plan: Plan, runs_dir: Path) -> None:
+    """Raises UserError where checkpoints do not fit, nor what goes into the cache if that is on the same disk."""
+    if "://" in config.storage:  # it is not of this machine
+        return
+    place, cache = Path(config.storage) if config.storage else runs_dir, cache_directory()
+    in_cache = plan.cache_bytes if _disk(place) == _disk(cache) else 0
+    needed, free = plan.checkpoints_bytes + in_cache, shutil.disk_usage(_existing_parent(place)).free
+    if needed > free:
+        ways = ["make room", f"choose another {'--storage' if config.storage else '--runs-dir'}"]
+        ways += ["set NANOCHAT_BASE_DIR to another disk"] if in_cache else []
+        ways += ["--set keep_checkpoints=1"] if config.keep_checkpoints > 1 else []
+        both = f", {in_cache / GIB:.1f} of them in the cache {cache}," if in_cache else " for checkpoints"
+        raise UserError(
+            f"the run needs about {needed / GIB:.1f} GiB of disk{both} and {place} has {free / GIB:.1f} GiB free",
+            _any_of(ways),
+        )
+
+
+def _any_of(ways: list[str]) -> str:
+    return ", ".join(ways[:-1]) + f", or {ways[-1]}"
+
+
+def _disk(path: Path) -> int:
+    """Which one a path is on."""
+    return _existing_parent(path).stat().st_dev
+
+
 def plan_of(config: RunConfig, hardware: Hardware, num_workers: int, spent_s: float | None = None) -> Plan:
-    """What a run will cost; on this machine, with what is there already. Raises UserError when downloads do not fit.
+    """What a run will cost; on this machine, with what is there already.
 
     Args:
         spent_s: see `estimate`.
+
+    Raises:
+        UserError: what is still to be fetched and made does not fit into the cache.
     """
     if not hardware.measured:
         return estimate(config, hardware, num_workers, spent_s=spent_s)
     plan, cache = estimate(config, hardware, num_workers, _what_is_there(config), spent_s), cache_directory()
-    free, total = shutil.disk_usage(_existing_parent(cache)).free, plan.download_bytes + plan.prepare_disk_bytes
-    if config.data in CORPORA and plan.download_bytes and total > free:
+    free, total = shutil.disk_usage(_existing_parent(cache)).free, plan.cache_bytes
+    if total > free:
+        what, of, fewer = "what the run fetches and its tokens need", "", "train for fewer iterations"
+        if config.data in CORPORA:
+            what, of = f"{config.data} needs", f": {corpus_shards(config)} shards to train on and their tokens"
+        ways = ["make room", "set NANOCHAT_BASE_DIR to a larger disk", *([fewer] if config.data != TINYWORLD else [])]
         raise UserError(
-            f"{config.data} needs about {total / GIB:.1f} GiB of disk ({total:,} bytes: {corpus_shards(config)} shards "
-            f"to train on and their tokens) and {cache} has {free / GIB:.1f} GiB free ({free:,} bytes)",
-            "make room, set NANOCHAT_BASE_DIR to a larger disk, or train for fewer iterations",
+            f"{what} about {total / GIB:.1f} GiB of disk ({total:,} bytes{of}) and {cache} has "
+            f"{free / GIB:.1f} GiB free ({free:,} bytes)",
+            _any_of(ways),
         )
     return plan
 

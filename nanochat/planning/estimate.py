@@ -123,7 +123,7 @@ class Plan:
     preparing: tuple[Cost, ...]
     """Starting, making the data and the tokenizer, tokenising; and ending."""
     prepare_disk_bytes: int
-    """Token shards, in the cache that runs share."""
+    """Token shards, in the cache that runs share; planned for this machine, what of them is not there yet."""
     download_bytes: int
     """Of text from the hub; planned for this machine, what of it is not there yet."""
     stages: tuple[StageEstimate, ...]
@@ -146,8 +146,17 @@ class Plan:
         return max((stage.memory.total for stage in self.stages), default=0)
 
     @property
+    def cache_bytes(self) -> int:
+        """What goes into the cache that runs share."""
+        return self.prepare_disk_bytes + self.download_bytes
+
+    @property
+    def checkpoints_bytes(self) -> int:
+        return sum(stage.disk_bytes for stage in self.stages)
+
+    @property
     def disk_bytes(self) -> int:
-        return self.prepare_disk_bytes + self.download_bytes + sum(stage.disk_bytes for stage in self.stages)
+        return self.cache_bytes + self.checkpoints_bytes
 
 
 def optimizer_flops(model: ModelConfig) -> float:
@@ -320,7 +329,7 @@ def estimate(
         since_s += stages[-1].seconds
     return Plan(
         preparing,
-        shard_bytes(config),
+        shard_bytes(config, there),
         download_bytes(config, there),
         tuple(stages),
         num_workers,

@@ -100,10 +100,13 @@ def download_bytes(config: RunConfig, there: There = NOTHING) -> int:
     return _chat_download_bytes(config, there) + max(text_download_bytes(config) - there.text_bytes, 0)
 
 
-def shard_bytes(config: RunConfig) -> int:
-    """Of the token shards that a run makes or finds."""
+def shard_bytes(config: RunConfig, there: There = NOTHING) -> int:
+    """Of the token shards that a run makes. Where it finds the first, those of what is still to be fetched."""
     bytes_per_token = 2 if config.model.vocab_size <= 1 << 16 else 4
     chars = _text_chars(config) + _chat_chars(config)
+    if there.tokens:
+        text_bytes = text_download_bytes(config)
+        chars = _text_chars(config) * max(1 - there.text_bytes / text_bytes, 0) if text_bytes else 0
     return round(SHARD_SIZE * bytes_per_token * chars / chars_per_token(config))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow as pa
@@ -18,10 +19,13 @@ import torch
 from experiments import cli, preparation
 from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
+from nanochat.config import from_dict
 from nanochat.data.sources import cache_directory
 from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_events
 from nanochat.model import ModelConfig
+from nanochat.planning.estimate import Plan
 from nanochat.planning.history import History
+from nanochat.planning.resolve import Request
 from nanochat.report import time_parts
 from nanochat.run import Run
 from nanochat.training.checkpoint import CheckpointStore
@@ -297,11 +301,45 @@ def test_mistakes_are_one_line_a_hint_and_exit_code_2(tmp_path, monkeypatch, cap
     assert not (tmp_path / "runs" / "r" / "run.json").exists()
 
 
-def test_a_full_disk_is_found_before_the_start(tmp_path, monkeypatch, capsys):
-    usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(run_stage_script.shutil, "disk_usage", lambda path: usage)
-    assert cli.run(run_stage_script.main, ["--runs-dir", str(tmp_path)]) == 2
-    assert "of disk" in capsys.readouterr().err
+def free_bytes(monkeypatch, cache: int, runs: int, *, one_disk: bool) -> None:
+    """As if there were so many left."""
+    cache_directory().mkdir(exist_ok=True)
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=cache if path == cache_directory() else runs)
+
+    monkeypatch.setattr(preparation.shutil, "disk_usage", usage)
+    monkeypatch.setattr(preparation, "_disk", lambda path: one_disk or path == cache_directory())
+
+
+@pytest.mark.parametrize(("cache", "runs", "one_disk", "says", "hint"), [
+    (10_000, 10**12, False, "and its tokens need", "make room, or set NANOCHAT_BASE_DIR"),
+    (10**12, 10_000, False, "for checkpoints and", "choose another --runs-dir, or --set keep_checkpoints=1"),
+    (10**12, 10_000, True, "in the cache", "set NANOCHAT_BASE_DIR to another disk, or --set keep_checkpoints=1"),
+])  # fmt: skip
+def test_a_full_disk_is_found_before_the_start(tmp_path, monkeypatch, capsys, cache, runs, one_disk, says, hint):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
+    free_bytes(monkeypatch, cache, runs, one_disk=one_disk)
+    assert cli.run(run_stage_script.main, ["--runs-dir", str(tmp_path / "runs")]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert hint in told
+
+
+def test_of_a_disk_only_what_goes_there_is_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
+    options = ["--runs-dir", str(tmp_path / "runs"), "--plan"]
+    _, record = preparation.new_record(Request(), tmp_path / "runs")
+    plan = from_dict(Plan, json.loads(json.dumps(record["plan"])))
+    free_bytes(monkeypatch, plan.cache_bytes, plan.checkpoints_bytes, one_disk=False)
+    assert cli.run(run_stage_script.main, options) == 0
+    free_bytes(monkeypatch, plan.cache_bytes, plan.checkpoints_bytes - 1, one_disk=False)
+    assert cli.run(run_stage_script.main, options) == 2
+    assert cli.run(run_stage_script.main, [*options, "--set", "keep_checkpoints=1"]) == 0
+    monkeypatch.setattr(preparation, "CheckpointStore", lambda place: SimpleNamespace(steps=list))
+    assert cli.run(run_stage_script.main, [*options, "--storage", "s3://bucket/prefix"]) == 0
+    assert cli.run(run_stage_script.main, [*options, "--storage", str(tmp_path / "elsewhere")]) == 2
+    assert "choose another --storage" in capsys.readouterr().err
 
 
 def last_step(run: Run, stage: str) -> int:

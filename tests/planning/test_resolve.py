@@ -10,7 +10,7 @@ from nanochat.optim.scaling import optimal_tokens
 from nanochat.planning.estimate import checkpoint_bytes, estimate, modelled_step_seconds, step_seconds, train_memory
 from nanochat.planning.hardware import DATA_SHEETS, Hardware, choose_dtype, detect_hardware, named_hardware
 from nanochat.planning.modes import MODES
-from nanochat.planning.preparing import There
+from nanochat.planning.preparing import There, text_download_bytes
 from nanochat.planning.resolve import Request, resolve
 from nanochat.planning.rows import even_rows
 from nanochat.report import cost_reasons
@@ -312,6 +312,17 @@ def test_of_little_text_no_more_is_prepared_than_there_is(tmp_path):
     assert little.prepare_disk_bytes < 1e6
     assert little.prepare_s < estimate(config, A100_40GB, 1, There(tokens=True)).prepare_s + 0.1
     assert estimate(replace(config, data="/nowhere"), A100_40GB).prepare_disk_bytes > 1e9
+
+
+def test_token_shards_that_are_there_take_no_disk(tmp_path):
+    (tmp_path / "text.txt").write_text("a" * 100_000)
+    own = resolved(data=str(tmp_path), stages=("tokenizer", "base")).config
+    web = resolved(A100_40GB, data="fineweb-edu", stages=("tokenizer", "base")).config
+    fetched = text_download_bytes(web)
+    for config, there, share in ((own, There(), 1), (own, There(tokens=True), 0), (web, There(text_bytes=fetched), 1),
+                                 (web, There(tokens=True, text_bytes=fetched // 4), 0.75)):  # fmt: skip
+        everything = estimate(config, A100_40GB).prepare_disk_bytes
+        assert estimate(config, A100_40GB, 1, there).prepare_disk_bytes == pytest.approx(share * everything, rel=1e-3)
 
 
 def test_what_this_machine_cannot_do_is_refused_before_anything_is_prepared():

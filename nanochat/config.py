@@ -251,6 +251,11 @@ def override(config: RunConfig, assignments: typing.Sequence[str]) -> RunConfig:
     return config
 
 
+def is_set(key: str, assignments: typing.Sequence[str]) -> bool:
+    """Whether one of these texts is about that key."""
+    return any(each.partition("=")[0].strip() == key for each in assignments)
+
+
 def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:
     names = [field.name for field in dataclasses.fields(config)]
     if path[0] not in names:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, override
+from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, is_set, override
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
@@ -118,7 +118,7 @@ def resolve(
 
     def say(reason: str, *keys: str) -> None:
         """Note why something is what it is, unless --set names all of the keys that it is about."""
-        if not keys or not all(_is_set(key, request) for key in keys):
+        if not keys or not all(is_set(key, request.assignments) for key in keys):
             reasons.append(reason)
 
     size = (CPU_SIZES if hardware.device_type == "cpu" else GPU_SIZES)[request.mode]
@@ -161,7 +161,7 @@ def resolve(
     if compiled is None:
         compiling = staged(replace(config, compile=True), lambda reason, *keys: None)
         as_asked = override(compiling, request.assignments)
-        if _is_set("compile", request):
+        if is_set("compile", request.assignments):
             compiled = as_asked.compile
         else:
             if request.hours is not None:
@@ -178,7 +178,7 @@ def resolve(
         say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
     config = override(config, request.assignments)
     check(config, request.num_workers)  # before anything is measured for it
-    if attention is None and not _is_set("attention", request):
+    if attention is None and not is_set("attention", request.assignments):
         trained = config.trained_stages
         rows = config.stage(trained[0]).device_batch_size if trained else 1
         attention, why = choose_attention(hardware, config.model, config.compute_dtype, rows, cache)
@@ -248,10 +248,6 @@ def _iterations(request: Request, model: ModelConfig, say: Say) -> dict[str, int
     return iterations
 
 
-def _is_set(name: str, request: Request) -> bool:
-    return any(each.partition("=")[0].strip() == name for each in request.assignments)
-
-
 def _of_stages(config: RunConfig, field: str) -> list[str]:
     """The keys of --set that name this field of every trained stage."""
     return [f"{stage}.{field}" for stage in config.trained_stages]
@@ -259,8 +255,8 @@ def _of_stages(config: RunConfig, field: str) -> list[str]:
 
 def _smallest_batch(config: RunConfig, batch: int, request: Request) -> int:
     """Of the trained stages, of which --set may have named others than `batch` for some."""
-    names = zip(config.trained_stages, _of_stages(config, "total_batch_size"), strict=True)
-    batches = [config.stage(stage).total_batch_size if _is_set(key, request) else batch for stage, key in names]
+    asked, names = request.assignments, zip(config.trained_stages, _of_stages(config, "total_batch_size"), strict=True)
+    batches = [config.stage(stage).total_batch_size if is_set(key, asked) else batch for stage, key in names]
     return min(batches, default=batch)
 
 

@@ -38,7 +38,8 @@ def choose_rows(
     else:
         why = f"{'rows' if most == remembered else 'the most rows'} that keep training {within}"
     if most == remembered:
-        why += f", and memory ran out above {'it' if rows == most else most} in an earlier run"
+        above = "it" if rows == most else most
+        why += f", and memory ran out above {above} in an earlier run; --device-batch-size tries more"
     return rows, f"{why} (estimated {needed / GIB:.1f} GiB)"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nanochat.clock import read_clock
-from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, to_dict
+from nanochat.config import TINYWORLD, TRAINED_STAGES, RunConfig, is_set, to_dict
 from nanochat.corpora import CORPORA
 from nanochat.data.batches import Batches, SequentialBatches
 from nanochat.data.dataset import TokenDataset
@@ -252,7 +252,9 @@ class _Pipeline:
 
         memory = MemoryRecord(cache_directory(), self.run_.record()["hardware"]["name"])
         shape = self.config.model, self.config.compute_dtype
-        rows = workers.from_lead(memory.limit(*shape)) or config.device_batch_size
+        rows, most = config.device_batch_size, workers.from_lead(memory.limit(*shape))
+        if most and not self._rows_are_asked_for(name):
+            rows = min(rows, most)
         around = Surroundings(
             workers=workers,
             store=store,
@@ -270,11 +272,7 @@ class _Pipeline:
         )
         # The scaling rules were asked about the base stage's batch.
         by_batch = (config.total_batch_size / self.config.base.total_batch_size) ** 0.5
-        tuned = replace(
-            config,
-            lr_multiplier=config.lr_multiplier * by_batch,
-            device_batch_size=min(config.device_batch_size, rows),
-        )
+        tuned = replace(config, lr_multiplier=config.lr_multiplier * by_batch, device_batch_size=rows)
         total_rows, seed = config.total_batch_size // self.config.model.max_seq_len, self.config.seed
         batches = (
             SequentialBatches(data.train, total_rows, seed)
@@ -284,6 +282,12 @@ class _Pipeline:
         result = train_stage(name, tuned, self.trainee, batches, around, found)
         self._finish(name, result, sources)
         return lambda: store.open(result.iterations) if saves else None
+
+    def _rows_are_asked_for(self, stage: str) -> bool:
+        """Whether it is the user who says how many rows a forward pass takes, whatever ran out of memory earlier."""
+        asked = self.run_.record().get("request", {})
+        by_name = is_set(f"{stage}.device_batch_size", asked.get("assignments", ()))
+        return by_name or asked.get("device_batch_size") is not None
 
     def _finished(self, stage: str, step: int) -> bool:
         """Whether the stage ended at that step, which with a deadline may be before its last."""

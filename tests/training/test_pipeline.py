@@ -35,11 +35,11 @@ SETTINGS = ("tokenizer.vocab_size=512", "tokenizer.max_chars=300000", "base.num_
             "base.checkpoint_every=2", "base.eval_tokens=512", "base.eval_every=4")  # fmt: skip
 
 
-def small_run(directory: Path, hardware: str = HARDWARE.name, **changes: object) -> Run:
+def small_run(directory: Path, hardware: str = HARDWARE.name, record: dict | None = None, **changes: object) -> Run:
     request = Request(stages=("tokenizer", "base"), depth=1, max_seq_len=128, total_batch_size=512, device_batch_size=4,
                       compile="off", assignments=SETTINGS)  # fmt: skip
     config = replace(resolve(request, HARDWARE, compiler=None).config, **changes)
-    return create(directory, config, {"hardware": {"name": hardware}})
+    return create(directory, config, {"hardware": {"name": hardware}, **(record or {})})
 
 
 def go(run: Run, stop_after: int = 99, fault: Callable[[str], None] = lambda point: None) -> None:
@@ -93,6 +93,11 @@ def test_memory_that_ran_out_is_remembered_for_the_next_run(tmp_path):
     assert [state["position"]["device_batch_size"] for state in saved] == [2, 2]
     assert [state["result"]["out_of_memory"] for state in saved] == [1, 0]
     assert [state["result"]["tokens"] for state in saved] == [8 * 512] * 2
+    for asked in ({"device_batch_size": 4, "assignments": []}, {"assignments": ["base.device_batch_size=4"]}):
+        run = small_run(tmp_path / f"asked{len(asked)}", small, {"request": asked})
+        go(run)
+        state = CheckpointStore(run.checkpoints("base")).newest(pytest.fail).state
+        assert state["position"]["device_batch_size"] == 4, "what the user asks for is tried"
 
 
 def test_the_best_checkpoint_is_kept_where_asked_for(tmp_path):

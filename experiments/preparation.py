@@ -33,7 +33,7 @@ from nanochat.interchange.bring_in import find_model
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.estimate import Plan, estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
-from nanochat.planning.history import History
+from nanochat.planning.history import History, is_modelled
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.preparing import NOTHING, There, corpus_shards, text_download_bytes
 from nanochat.planning.resolve import Request, resolve
@@ -120,6 +120,8 @@ def calibrated(console: Console, run: Run, config: RunConfig, record: dict[str, 
             found = process.submit(calibrate, config, hardware, CALIBRATION_S).result()
         except BrokenProcessPool:
             raise UserError("calibrating died, most likely for want of memory", "lower --device-batch-size") from None
+    if not is_modelled(config):  # this plan's alone, and what others took says little of it
+        return replace(hardware, trainings=(found.training,))
     history = History(cache_directory(), hardware.name)
     history.add([found])
     return history.known_of(hardware)

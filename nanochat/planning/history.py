@@ -151,13 +151,18 @@ def _latest(entries: Iterable[Any]) -> list[dict[str, Any]]:
     return [asdict(each) for each in sorted(entries, key=lambda each: each.at)[-MOST_KEPT:]]
 
 
+def is_modelled(config: RunConfig) -> bool:
+    """Whether the models of time and memory know all that a training does, so that it tells how far off they are."""
+    return not (config.fp8 or config.model.document_attention)
+
+
 def finished_stages(
     run: str, config: RunConfig, plan: Plan, results: dict[str, dict[str, Any]], hardware: Hardware
 ) -> list[Finished]:
     """What there is to learn from a run's results, by stage. From stages that were restarted, went otherwise than
     planned or were too short there is nothing."""
     planned, found = {stage.stage: stage for stage in plan.stages}, []
-    if config.fp8 or config.model.document_attention:  # neither is in the models of time and memory
+    if not is_modelled(config):
         return []
     for name, result in results.items():
         if name not in planned or not _went_as_planned(name, result, config, plan):

@@ -24,6 +24,7 @@ from nanochat.data.sources import cache_directory
 from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_events
 from nanochat.model import ModelConfig
 from nanochat.planning.estimate import Plan
+from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.history import History
 from nanochat.planning.resolve import Request
 from nanochat.report import time_parts
@@ -248,6 +249,10 @@ def test_calibrating_makes_the_plan_surer(tmp_path, capsys, monkeypatch):
     for more, says in (([], "± 30% (assumed"), (["--calibrate"], "trainings known here: 1"), ([], "known here: 1")):
         assert run_stage_script.main([*options, *more]) == 0
         assert says in capsys.readouterr().out
+    for more in (["--calibrate"], []):  # as the plan's own, and for no other
+        assert run_stage_script.main([*options, *more, "--set", "model.document_attention=true"]) == 0
+        assert "known here: 1" in capsys.readouterr().out
+    assert len(History(cache_directory(), detect_hardware().name).read()) == 1
     assert not (tmp_path / "runs").exists()
 
 

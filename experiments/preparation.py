@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -73,6 +74,7 @@ def new_record(
         hardware: as detected before, or not this machine's, to plan for; None: detected now.
         spent_s: see `resolve`.
     """
+    start_s = time.perf_counter()
     check_data(request.data)
     check_conversations(request.chat, request.stages)
     start_model, start = None, {}
@@ -80,12 +82,14 @@ def new_record(
         checkpoint, tokenizer = start_checkpoint(request.start_from, runs_dir)
         start_model = from_dict(ModelConfig, checkpoint.state["model"])
         start = {"start_from": checkpoint.location, "start_tokenizer": str(tokenizer)}
+    unplanned_s = time.perf_counter() - start_s  # reading and fetching what was named, and below measuring kernels
     hardware = hardware or this_machine()
     compiler = shutil.which("g++") or shutil.which("clang++")
-    cache = cache_directory()
+    cache, start_s = cache_directory(), time.perf_counter()
     resolved = resolve(request, hardware, compiler=compiler, start_model=start_model, spent_s=spent_s, cache=cache,
                        memory=MemoryRecord(cache, hardware.name),
                        there=_what_is_there if hardware.measured else lambda config: NOTHING)  # fmt: skip
+    unplanned_s += time.perf_counter() - start_s
     if request.storage:
         CheckpointStore(inside(request.storage, "base")).steps()  # out of reach or nonsense: said now
     config = replace(resolved.config, **start, storage=request.storage)
@@ -99,6 +103,7 @@ def new_record(
         "hardware": asdict(hardware),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
+        "unplanned_s": unplanned_s,
         "command": shlex.join(sys.argv),
     }
 

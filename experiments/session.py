@@ -202,7 +202,7 @@ def _remember(run: Run, config: RunConfig, clock: RunClock) -> None:
         stages = finished_stages(*told, hardware)
         if not clock.spent_s and not (run.directory / "search").exists():  # whose trials were not planned
             prepared = [event for event in read_events(run.directory, "tokenizer") if isinstance(event, Prepared)]
-            whole = finished_run(*told, prepared, clock(), hardware)
+            whole = finished_run(*told, prepared, clock(), hardware, run.record().get("unplanned_s", 0.0))
         History(cache_directory(), hardware.name).add(stages, whole)
     except OSError:  # a full disk: the run is what matters
         pass

@@ -202,12 +202,14 @@ def finished_run(
     prepared: list[Prepared],
     took_s: float,
     hardware: Hardware,
+    unplanned_s: float = 0.0,
 ) -> FinishedRun | None:
     """What there is to learn from a run as a whole.
 
     Args:
         prepared: what was told of it; of a run that was restarted more than once, and such a run teaches nothing.
         took_s: from the start of its command to now, when all has ended.
+        unplanned_s: what of that was over before there was a plan, and is of this command alone.
     """
     trained = {name: results[name] for name in config.trained_stages if name in results}
     stages = {stage.stage: stage for stage in plan.stages}
@@ -216,7 +218,7 @@ def finished_run(
     if not all(_went_as_planned(name, result, config, plan) for name, result in trained.items()):
         return None
     in_stages_s = sum(_planned_seconds(stages[name], result["iterations"]) for name, result in trained.items())
-    overheads = _overheads(config, results, prepared[0], took_s, hardware)
+    overheads = _overheads(config, results, prepared[0], took_s - unplanned_s, hardware)
     return FinishedRun(run, time.time(), plan.prepare_s + in_stages_s, took_s, overheads)
 
 

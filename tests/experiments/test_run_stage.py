@@ -16,16 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from experiments import cli, preparation
+from experiments import cli, preparation, session
 from experiments import run_stage as run_stage_script
 from experiments.faults import VARIABLE, Fault, write_plan
+from nanochat.clock import RunClock
 from nanochat.config import from_dict
 from nanochat.data.sources import cache_directory
 from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_events
+from nanochat.files import write_json
 from nanochat.model import ModelConfig
 from nanochat.planning.estimate import Plan
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.history import History
+from nanochat.planning.overheads import ASSUMED_S, STARTING
 from nanochat.planning.resolve import Request
 from nanochat.report import time_parts
 from nanochat.run import Run
@@ -231,6 +234,31 @@ def test_the_next_plan_knows_what_the_last_run_took_and_left(whole, tmp_path, ca
     assert run_stage_script.main(["--name", "other", "--runs-dir", str(tmp_path), *TINY, "--plan",
                                   "--set", "tokenizer.vocab_size=555"]) == 0  # fmt: skip
     assert "tokenising" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("slow", ["check_conversations", "resolve"])
+def test_seconds_that_later_runs_need_not_spend_are_known(tmp_path, monkeypatch, slow):
+    """Reading what was named, measuring kernels."""
+    as_it_was = getattr(preparation, slow)
+
+    def slowly(*asked, **named):
+        time.sleep(2)
+        return as_it_was(*asked, **named)
+
+    monkeypatch.setattr(preparation, slow, slowly)
+    assert 2 <= preparation.new_record(Request(), tmp_path)[1]["unplanned_s"] < 4
+
+
+def test_they_are_no_part_of_what_starting_takes(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
+    run, now = whole.copied_to(tmp_path), time.time()
+    clock, times = RunClock(0.0, now - 100, now), []
+    for unplanned_s in (0.0, ASSUMED_S[STARTING]["cpu"]):
+        write_json(run.record_path, {**run.record(), "unplanned_s": unplanned_s})
+        session._remember(run, run.config(), clock)
+        (told,) = History(cache_directory(), run.hardware().name).read_runs()
+        times += [each.times for each in told.overheads if each.part == STARTING]
+    assert times[0] - times[1] == pytest.approx(1, abs=0.1)
 
 
 def test_a_plan_for_other_hardware(tmp_path, capsys):

@@ -88,6 +88,14 @@ def test_each_part_is_found_beside_what_was_assumed_of_it(times):
     assert found == {part: pytest.approx(({SAVING: 2.0} | times).get(part, 1.0)) for part in PARTS}
 
 
+def test_what_a_command_did_before_its_plan_is_no_part_of_starting():
+    config = config_of()
+    results, prepared, took_s = run_of(config, {})
+    told = finished_run("/runs/one", config, estimate(config, CPU), results, prepared, took_s + 40, CPU, unplanned_s=40)
+    assert {each.part: each.times for each in told.overheads}[STARTING] == pytest.approx(1)
+    assert told.took_s == took_s + 40
+
+
 def test_what_is_over_in_a_moment_tells_nothing():
     """A save of a few megabytes waits for the disk, not for its bytes."""
     assert SAVING not in {each.part for each in told_by(config_of(depth=1), {SAVING: 2.0}).overheads}

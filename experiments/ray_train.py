@@ -25,6 +25,12 @@ from nanochat.training.checkpoint import CheckpointStore
 MAX_IDLE_STARTS = 6  # starts of the workers in a row between which nothing new was saved
 GRACE_S = 10.0  # for a worker that Ray has given up to be gone
 HEARTBEAT_S = 2.0
+PEER_IS_GONE = (  # what gloo says of it, and torch when the group was ended
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "process group has not been initialized",
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     """What each worker runs. The outcome is returned rather than raised, so that Ray restarts only what died.
 
     One of several workers cannot return alone, as the others wait for it: it leaves word of its outcome and raises, Ray
-    starts the group anew, and the new one returns that outcome.
+    starts the group anew, and the new one returns that outcome. A worker that only lost another leaves nothing.
     """
     import ray.train.torch
 
@@ -135,11 +141,14 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
             ended = workers.from_lead(starts.begin() if workers.leads else None)
             return asdict(ended or _train(run, workers))
     except Exception as error:
-        outcome = _outcome_of(error)
-    if workers.size > 1:
+        outcome, bereft = _outcome_of(error), _has_lost_another(error)
+    if workers.size == 1:
+        return asdict(outcome)
+    if not bereft:
         starts.leave(outcome)
-        raise RuntimeError(outcome.message)
-    return asdict(outcome)
+    if bereft or outcome.state == "user_error":  # Ray would show a traceback of what is told at the end, in a line
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    raise RuntimeError(outcome.message)
 
 
 def _train(run: Run, workers: Any) -> Outcome:
@@ -163,6 +172,15 @@ def _outcome_of(error: Exception) -> Outcome:
     return Outcome("bug", "".join(traceback.format_exception(error)))
 
 
+def _has_lost_another(error: Exception) -> bool:
+    """Whether it comes of waiting for a worker that is gone, or of Ray ending the group because of one."""
+    from torch.distributed import DistBackendError
+
+    if isinstance(error, DistBackendError):
+        return True
+    return isinstance(error, RuntimeError | ValueError) and any(text in str(error) for text in PEER_IS_GONE)
+
+
 @dataclass(frozen=True)
 class _Starts:
     """How often workers began without anything new being saved, and how the last ones ended if they said so."""
@@ -174,12 +192,19 @@ class _Starts:
         return self.run.directory / "starts.json"
 
     def begin(self) -> Outcome | None:
-        """Count a start. The outcome to end with at once: the one left behind, or that this leads nowhere."""
-        saved = [CheckpointStore(self.run.checkpoints(stage)).steps() for stage in TRAINED_STAGES]
+        """Count a start. The outcome to end with at once: the one left behind, that this leads nowhere, or what stands
+        in the way of counting."""
+        try:
+            return self._begin()
+        except Exception as error:
+            return _outcome_of(error)
+
+    def _begin(self) -> Outcome | None:
         last = self._read()
-        count = last["count"] + 1 if last.get("saved") == saved else 1
         if last.get("outcome", {}).get("state") == "user_error":
             return Outcome(**last["outcome"])
+        saved = [CheckpointStore(self.run.checkpoints(stage)).steps() for stage in TRAINED_STAGES]
+        count = last["count"] + 1 if last.get("saved") == saved else 1
         if count > MAX_IDLE_STARTS:
             return Outcome(**last["outcome"]) if "outcome" in last else Outcome(
                 "user_error",
@@ -190,9 +215,12 @@ class _Starts:
         return None
 
     def leave(self, outcome: Outcome) -> None:
-        """For the next workers to find, unless the disk is full: then they will see for themselves."""
-        with suppress(OSError):
-            write_json(self.path, {**self._read(), "outcome": asdict(outcome)})
+        """For the next workers to find, unless the disk is full: then they will see for themselves. Of several the
+        first, or one that tells the user what to do."""
+        last = self._read()
+        if "outcome" not in last or outcome.state == "user_error":
+            with suppress(OSError):
+                write_json(self.path, {**last, "outcome": asdict(outcome)})
 
     def _read(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):

@@ -72,9 +72,9 @@ _set(QUIET)
 @contextmanager
 def cluster(
     hardware: Hardware, address: str | None = None, while_starting: Callable[[], None] = lambda: None
-) -> Iterator[dict[str, float]]:
-    """The resources of a Ray cluster: of this process's own, gone when the block is left, or of one that runs at
-    `address`.
+) -> Iterator[list[dict[str, float]]]:
+    """The resources of each machine of a Ray cluster: of this process's own, gone when the block is left, or of one
+    that runs at `address`.
 
     Args:
         while_starting: called while Ray's processes start, if they do, which would be waited for anyway.
@@ -109,7 +109,7 @@ def cluster(
     for number, handler in handlers.items():  # Ray has put its own in place of the caller's
         signal.signal(number, handler)
     try:
-        yield ray.cluster_resources()
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
 

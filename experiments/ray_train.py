@@ -25,6 +25,7 @@ from nanochat.training.checkpoint import CheckpointStore
 MAX_IDLE_STARTS = 6  # starts of the workers in a row between which nothing new was saved
 GRACE_S = 10.0  # for a worker that Ray has given up to be gone
 HEARTBEAT_S = 2.0
+LEAST_CPUS = 0.1  # of a worker
 PEER_IS_GONE = (  # what gloo says of it, and torch when the group was ended
     "Connection closed by peer",
     "Connection reset by peer",
@@ -60,8 +61,8 @@ def fit(run: Run, hardware: Hardware, scale: Scale, while_waiting: Callable[[], 
         UserError: there are too few devices, no cluster at the address, or Ray gave up.
     """
     _Starts(run).path.unlink(missing_ok=True)
-    with cluster(hardware, scale.address, while_starting=_import_trainer) as resources:
-        settings, own = _scaling(hardware, scale, resources), scale.address is None
+    with cluster(hardware, scale.address, while_starting=_import_trainer) as machines:
+        settings, own = _scaling(hardware, scale, machines), scale.address is None
         return Outcome(**beside(partial(_fit, run, settings, own), while_waiting))
 
 
@@ -69,20 +70,39 @@ def _import_trainer() -> None:
     from experiments import lean_trainer  # noqa: F401
 
 
-def _scaling(hardware: Hardware, scale: Scale, resources: dict[str, float]) -> dict[str, Any]:
-    """Arguments of ScalingConfig. Raises UserError when the cluster cannot hold the workers."""
+def _scaling(hardware: Hardware, scale: Scale, machines: list[dict[str, float]]) -> dict[str, Any]:
+    """Arguments of ScalingConfig. Raises UserError when the machines cannot hold the workers."""
     use_gpu = hardware.device_type == "cuda"
-    gpus = int(resources.get("GPU", 0))
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
     if use_gpu and scale.num_workers > gpus:
         raise UserError(
             f"--num-workers {scale.num_workers}, and there are {gpus} GPUs", f"use at most --num-workers {gpus}"
         )
-    cpus = max(resources["CPU"] / scale.num_workers, 0.1)
+    cpus = _cpus_per_worker(machines, scale.num_workers, use_gpu)
     return {
         "num_workers": (scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
         "use_gpu": use_gpu,
         "resources_per_worker": {"CPU": int(cpus) or cpus, **({"GPU": 1} if use_gpu else {})},
     }
+
+
+def _cpus_per_worker(machines: list[dict[str, float]], num_workers: int, use_gpu: bool) -> float:
+    """The most that each worker can have, all on one machine. Raises UserError when they have less than LEAST_CPUS."""
+
+    def held(share: float) -> int:
+        return sum(
+            min(int(machine.get("CPU", 0) / share + 1e-6), int(machine.get("GPU", 0)) if use_gpu else num_workers)
+            for machine in machines
+        )
+
+    shares = {machine.get("CPU", 0) / count for machine in machines for count in range(1, num_workers + 1)}
+    fitting = [share for share in shares if share >= LEAST_CPUS and held(share) >= num_workers]
+    if not fitting:
+        most = held(LEAST_CPUS)
+        raise UserError(
+            f"--num-workers {num_workers}, and there are CPUs for {most} of them", f"use at most --num-workers {most}"
+        )
+    return max(fitting)
 
 
 def _fit(run: Run, scaling: dict[str, Any], own_cluster: bool) -> dict[str, str]:

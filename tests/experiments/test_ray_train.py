@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from experiments import ray_train
-from experiments.ray_train import Outcome, _Starts
+from experiments.ray_train import Outcome, Scale, _Starts
 from nanochat.errors import UserError
 from nanochat.run import Run, create
 from tests.planning.test_resolve import CPU
@@ -98,3 +98,28 @@ def test_what_a_worker_says_that_lost_another_is_known():
         assert ray_train._has_lost_another(error)
     for error in (RuntimeError("shapes differ"), ConnectionResetError("Connection reset by peer")):
         assert not ray_train._has_lost_another(error)
+
+
+@pytest.mark.parametrize(
+    ("machines", "num_workers", "cpus"),
+    [
+        ([{"CPU": 2}], 1, 2),
+        ([{"CPU": 2}], 3, 2 / 3),
+        ([{"CPU": 1}, {"CPU": 1}], 1, 1),  # not two of one worker on two machines
+        ([{"CPU": 8}, {"CPU": 2}], 3, 2),
+        ([{"CPU": 49.0}], 49, 1),
+        ([{"CPU": 64, "GPU": 8}, {"CPU": 4, "GPU": 1}], 9, 4),
+        ([{"CPU": 64, "GPU": 1}, {"CPU": 6, "GPU": 2}], 3, 3),
+    ],
+)
+def test_a_worker_asks_for_what_one_machine_can_give(machines, num_workers, cpus):
+    hardware = replace(CPU, device_type="cuda" if "GPU" in machines[0] else "cpu")
+    asked = ray_train._scaling(hardware, Scale(num_workers), machines)["resources_per_worker"]
+    assert asked["CPU"] == pytest.approx(cpus)
+
+
+def test_more_workers_than_the_machines_hold_are_refused():
+    with pytest.raises(UserError, match="--num-workers 40, and there are CPUs for 30 of them"):
+        ray_train._scaling(CPU, Scale(40), [{"CPU": 1}, {"CPU": 2}, {}])
+    with pytest.raises(UserError, match="there are 3 GPUs"):
+        ray_train._scaling(replace(CPU, device_type="cuda"), Scale(4), [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 2}])

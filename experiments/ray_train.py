@@ -75,9 +75,8 @@ def _scaling(hardware: Hardware, scale: Scale, machines: list[dict[str, float]])
     use_gpu = hardware.device_type == "cuda"
     gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
     if use_gpu and scale.num_workers > gpus:
-        raise UserError(
-            f"--num-workers {scale.num_workers}, and there are {gpus} GPUs", f"use at most --num-workers {gpus}"
-        )
+        hint = f"use at most --num-workers {gpus}" if gpus else "the run was begun on a GPU: continue it where one is"
+        raise UserError(f"--num-workers {scale.num_workers}, and there are {gpus} GPUs", hint)
     cpus = _cpus_per_worker(machines, scale.num_workers, use_gpu)
     return {
         "num_workers": (scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
@@ -120,8 +119,11 @@ def _fit(run: Run, scaling: dict[str, Any], own_cluster: bool) -> dict[str, str]
         run_config=ray.train.RunConfig(
             storage_path=str(storage),
             name="fit",
-            # Only a backstop: the workers themselves count starts that lead nowhere.
-            failure_config=ray.train.FailureConfig(max_failures=1000, controller_failure_limit=2),
+            # Only a backstop: the workers themselves count starts that lead nowhere. Workers that cannot be placed wait
+            # for a machine to come back, which this one alone has nobody to wait for.
+            failure_config=ray.train.FailureConfig(
+                max_failures=1000, controller_failure_limit=2 if own_cluster else -1
+            ),
             logging_config=ray.train.LoggingConfig("ERROR"),
         ),
     )

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -27,7 +28,7 @@ from nanochat.errors import UserError
 from nanochat.events import Follower, Prepared, StageFinished, read_events
 from nanochat.figures import warm_up
 from nanochat.model import train_flops_per_token
-from nanochat.planning.hardware import Hardware
+from nanochat.planning.hardware import Hardware, cpu_name, usable_cpus
 from nanochat.planning.history import History, finished_run, finished_stages
 from nanochat.planning.preparing import corpus_shards
 from nanochat.report import (
@@ -77,6 +78,7 @@ def train(
         wandb: one of `wandb_log.MODES`.
     """
     hardware = run.hardware(record)
+    today = hardware if scale.address else _today(console, hardware)
     follower = Follower(run.directory, STAGES)
     follower.skip_existing()
     run.clear_stop()
@@ -106,7 +108,7 @@ def train(
                 check_hub(config.data, config.chat, config.stages, shards)
                 display.say("starting Ray")
                 display.does("Ray is starting")
-                outcome = fit(run, hardware, scale, show_and_watch)
+                outcome = fit(run, today, scale, show_and_watch)
         except TimeIsUp:
             outcome = Outcome("done")
         except RayEnded as error:  # whoever ends a job, like Slurm, tells all of its processes
@@ -130,6 +132,17 @@ def train(
     finally:
         if log:
             log.close(WAIT_S if config.cap_s is None else min(WAIT_S, config.cap_s - clock()))
+
+
+def _today(console: Console, planned: Hardware) -> Hardware:
+    """`planned` with the processors and devices of this machine, which a run may have come to from another."""
+    name, count = cpu_name(), 1
+    if planned.device_type == "cuda":
+        count = torch.cuda.device_count()
+        name = torch.cuda.get_device_name(0) if count else planned.name
+    if name != planned.name:
+        _warn(console, f"the run was planned for {planned.name} and goes on with {name}: times and memory are others")
+    return replace(planned, cpu_count=usable_cpus(), device_count=count)
 
 
 def _warn(console: Console, text: str) -> None:

@@ -125,10 +125,11 @@ def detect_hardware(gpu: bool = True) -> Hardware:
             properties.total_memory,
             measure_peaks("cuda"),
         )
-    return Hardware(_cpu_name(), "cpu", 1, usable_cpus(), psutil.virtual_memory().total, measure_peaks("cpu"))
+    return Hardware(cpu_name(), "cpu", 1, usable_cpus(), psutil.virtual_memory().total, measure_peaks("cpu"))
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of this machine, with how many processors this process may use."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -123,3 +123,5 @@ def test_more_workers_than_the_machines_hold_are_refused():
         ray_train._scaling(CPU, Scale(40), [{"CPU": 1}, {"CPU": 2}, {}])
     with pytest.raises(UserError, match="there are 3 GPUs"):
         ray_train._scaling(replace(CPU, device_type="cuda"), Scale(4), [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 2}])
+    with pytest.raises(UserError, match="begun on a GPU: continue it where one is"):
+        ray_train._scaling(replace(CPU, device_type="cuda"), Scale(1), [{"CPU": 8}])

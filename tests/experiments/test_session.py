@@ -1,4 +1,5 @@
-"""How a run ends when Ray has been ended: as asked, if whoever ended it told the command too."""
+"""On what a run is trained, and how it ends when Ray has been ended: as asked, if whoever ended it told the command
+too."""
 
 import io
 import os
@@ -12,9 +13,10 @@ from rich.console import Console
 from experiments import session
 from experiments.cluster import RayEnded
 from experiments.deadline import TimeIsUp
-from experiments.ray_train import Scale
+from experiments.ray_train import Outcome, Scale
 from nanochat.errors import UserError
 from nanochat.files import write_json
+from nanochat.planning.hardware import Hardware
 from nanochat.run import Run, create
 from tests.planning.test_resolve import CPU
 from tests.test_config import make_config
@@ -65,3 +67,34 @@ def test_ended_alone_it_is_an_error(run, monkeypatch):
     with pytest.raises(UserError, match="Ray was ended from outside"):
         trained(run, monkeypatch, told=False)
     assert run.status().state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("planned", "gpus", "expected", "warning"),
+    [
+        (replace(CPU, name="here"), [], (32, 1), ""),
+        (CPU, [], (32, 1), f"planned for {CPU.name} and goes on with here"),
+        (replace(CPU, name="A", device_type="cuda"), ["A"] * 8, (32, 8), ""),
+        (replace(CPU, name="A", device_type="cuda"), ["B"], (32, 1), "planned for A and goes on with B"),
+        (replace(CPU, name="A", device_type="cuda"), [], (32, 0), ""),
+    ],
+)
+def test_a_run_goes_on_with_what_this_machine_has(run, monkeypatch, planned, gpus, expected, warning):
+    monkeypatch.setattr(session, "usable_cpus", lambda: 32)
+    monkeypatch.setattr(session, "cpu_name", lambda: "here")
+    monkeypatch.setattr(session.torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(session.torch.cuda, "get_device_name", lambda number: gpus[number])
+    given = []
+
+    def fit(run: Run, hardware: Hardware, *arguments: object) -> Outcome:
+        given.append(hardware)
+        return Outcome("interrupted")
+
+    monkeypatch.setattr(session, "fit", fit)
+    console, record = Console(file=io.StringIO(), width=200), {**run.record(), "hardware": asdict(planned)}
+    for scale in (Scale(), Scale(address="auto")):  # whose machines are not this one
+        assert session.train(console, run, run.config(), record, scale, session.begin(run)) == 130
+    assert given == [replace(planned, cpu_count=expected[0], device_count=expected[1]), planned]
+    said = console.file.getvalue()
+    assert said.count("warning") == bool(warning)
+    assert warning in said

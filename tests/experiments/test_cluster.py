@@ -56,6 +56,40 @@ def test_a_lost_machine_leaves_the_rest_to_finish(cluster, tmp_path):
     assert last_step(run) == 400
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_lost_machine_is_waited_for(monkeypatch, tmp_path):
+    """Longer than Ray tries to place the workers three times; and two machines of one CPU hold a worker, if not of two
+    CPUs."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        command = [sys.executable, run_stage.__file__, "--runs-dir", str(tmp_path), "--name", "r", *OPTIONS]
+        run, log = Run(tmp_path / "r"), tmp_path / "log.txt"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [*command, "--address", cluster.address], stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path
+            )
+            try:
+                wait_until(lambda: last_step(run) >= 45 or process.poll() is not None, 200)
+                assert process.poll() is None, log.read_text()
+                for machine in machines:
+                    cluster.remove_node(machine, allow_graceful=False)
+                time.sleep(20)
+                assert process.poll() is None, log.read_text()
+                cluster.add_node(num_cpus=1)
+                assert process.wait(180) == 0, log.read_text()
+            finally:
+                process.kill()
+                process.wait()
+    finally:
+        cluster.shutdown()
+    assert "resumed at step" in log.read_text()
+    assert last_step(run) == 400
+
+
 SPREAD = """
 import os, time
 from experiments.cluster import cluster, spread

@@ -27,7 +27,7 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths that the user gave are relative to where the command was started
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process stop the training
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one that hangs is given up
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # how soon one whose process does not answer is
     # How long a thread waits awake: with ten times as much a step on a busy machine takes four times as long (LOG.md,
     # 2026-11-22 and 2026-11-27).
     "GOMP_SPINCOUNT": "10000",

@@ -1,8 +1,8 @@
 """Breaking a run on purpose, at named points: who dies there, or is stopped, once each. For tests and bench.py chaos.
 
 A worker passes these points and asks here, through NANOCHAT_FAULTS, whether somebody is to be hit: tokenizer,
-tokenising, forward, backward, update, evaluation, stage_end; and while a checkpoint is saved model, optimizer, state,
-manifest, written, parked, renamed, retained.
+tokenising, forward, backward, update, all_gather, evaluation, stage_end; and while a checkpoint is saved model,
+optimizer, state, manifest, written, on a disk parked, renamed, elsewhere withdrawn, "sent FILE", and retained.
 """
 
 import json

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from experiments.cluster import beside, cluster, spread
@@ -163,7 +164,7 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
             ended = workers.from_lead(starts.begin() if workers.leads else None)
             return asdict(ended or _train(run, workers))
     except Exception as error:
-        outcome, bereft = _outcome_of(error), _has_lost_another(error)
+        outcome, bereft = _outcome_of(error, run), _has_lost_another(error)
     if workers.size == 1:
         return asdict(outcome)
     if not bereft:
@@ -185,9 +186,13 @@ def _train(run: Run, workers: Any) -> Outcome:
     return Outcome("done")
 
 
-def _outcome_of(error: Exception) -> Outcome:
+def _outcome_of(error: Exception, run: Run) -> Outcome:
     if isinstance(error, UserError):
         return Outcome("user_error", error.message, error.hint)
+    lead = run.owner("worker-0")
+    if isinstance(error, FileNotFoundError) and lead and not lead.is_local():
+        what = f"{gethostname()} has no {error.filename}, which {lead.host} opened"
+        return Outcome("user_error", what, "let all machines see the runs directory and NANOCHAT_BASE_DIR at one path")
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         hint = "make room, and the same command continues from the last checkpoint"
         return Outcome("user_error", f"the disk is full: {error}", hint)
@@ -219,7 +224,7 @@ class _Starts:
         try:
             return self._begin()
         except Exception as error:
-            return _outcome_of(error)
+            return _outcome_of(error, self.run)
 
     def _begin(self) -> Outcome | None:
         last = self._read()

@@ -2,11 +2,14 @@
 real signals, real Ray. `bench.py chaos` does the same at random times."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+import nanochat
+from experiments import faults
 from experiments.benchmarks.chaos import Attempt, final_hash
 from experiments.faults import VARIABLE, Fault, struck, write_plan
 from experiments.ray_train import MAX_IDLE_STARTS, _Starts
@@ -71,3 +74,10 @@ def test_a_run_that_leads_nowhere_is_given_up(tmp_path):
     assert "died 6 times at the same place" in starts.begin().message
     (run.checkpoints("base") / "step_000002").mkdir(parents=True)
     assert starts.begin() is None  # something was saved since
+
+
+def test_every_point_that_a_worker_passes_is_named():
+    sources = (Path(nanochat.__file__).parent).rglob("*.py")
+    points = {point for path in sources for point in re.findall(r'fault\("(\w+)"\)', path.read_text(encoding="utf-8"))}
+    assert points <= set(re.findall(r"\w+", faults.__doc__))
+    assert "all_gather" in points

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from experiments import ray_train
 from experiments.ray_train import Outcome, Scale, _Starts
+from nanochat import lock
 from nanochat.errors import UserError
 from nanochat.run import Run, create
 from tests.planning.test_resolve import CPU
@@ -18,6 +19,7 @@ LEAD_ENDS = """
 import os, signal, sys, time
 from pathlib import Path
 from experiments import ray_train
+from nanochat import lock
 from nanochat.errors import UserError
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run
@@ -125,3 +127,14 @@ def test_more_workers_than_the_machines_hold_are_refused():
         ray_train._scaling(replace(CPU, device_type="cuda"), Scale(4), [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 2}])
     with pytest.raises(UserError, match="begun on a GPU: continue it where one is"):
         ray_train._scaling(replace(CPU, device_type="cuda"), Scale(1), [{"CPU": 8}])
+
+
+def test_a_file_that_another_machine_lacks_is_told_in_a_line(run, monkeypatch):
+    missing = FileNotFoundError(2, "No such file or directory", "/cache/shards/1/manifest.json")
+    with run.owned("worker-0"):
+        assert ray_train._outcome_of(missing, run).state == "bug"  # on the machine of the lead it is one
+        monkeypatch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+        outcome = ray_train._outcome_of(missing, run)
+    assert outcome.state == "user_error"
+    assert "has no /cache/shards/1/manifest.json" in outcome.message
+    assert "NANOCHAT_BASE_DIR" in outcome.hint

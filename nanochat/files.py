@@ -4,12 +4,15 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import FULL_DISK, UserError
+
+POLL_S = 0.05  # to ask for a lock again
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -65,8 +68,18 @@ def whole_or_not_at_all(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock at `path`, waiting for whoever has it; the system frees that of a process that dies."""
+def exclusive(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock at `path`, waiting for whoever has it; the system frees that of a process that dies.
+
+    Args:
+        waits: called again and again meanwhile; what it raises ends the waiting.
+    """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waits()
+                time.sleep(POLL_S)
         yield

@@ -74,6 +74,7 @@ def build_text_shards(
     share: float = 1.0,
     progress: Progress | None = None,
     spread: Spread | None = None,
+    waits: Callable[[], None] = lambda: None,
 ) -> TokenDataset:
     """Documents as training rows; what `out_dir` already holds is reused, what is damaged there is made again.
 
@@ -89,6 +90,7 @@ def build_text_shards(
             fewer than `max_tokens`, a larger share. 1: files in their order.
         progress: called with the tokens so far and `max_tokens`, or 0 where that is None.
         spread: makes the sources that are certain to be needed at once, each on one core; the dataset is the same.
+        waits: called again and again while another process builds in `out_dir`. What it or `progress` raises ends it.
 
     Raises:
         UserError: no document in the split, a file that cannot be read, or a full disk.
@@ -97,7 +99,7 @@ def build_text_shards(
         raise ValueError("a share of the documents needs max_tokens, which it should hold")
     while True:
         recipe = _text_recipe(tokenizer, split, one_in, row_tokens, packing, num_threads, share)
-        dataset = _build(files, out_dir, recipe, max_tokens if share == 1 else None, progress, spread)
+        dataset = _build(files, out_dir, recipe, max_tokens if share == 1 else None, progress, waits, spread)
         held = dataset.num_tokens if dataset else 0
         if share == 1 or max_tokens is None or held >= max_tokens:
             break
@@ -187,6 +189,7 @@ def build_chat_shards(
     num_threads: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
+    waits: Callable[[], None] = lambda: None,
 ) -> TokenDataset:
     """Conversations as training rows with the loss on what the assistant writes; arguments as `build_text_shards`.
 
@@ -203,7 +206,7 @@ def build_chat_shards(
 
     settings = _settings("chat", "all", row_tokens, packing, tokenizer) | {"long": "cut"}
     recipe = _Recipe(settings, tokenizer, read, encode, num_threads or os.cpu_count() or 1)
-    dataset = _build(files, out_dir, recipe, max_tokens, progress)
+    dataset = _build(files, out_dir, recipe, max_tokens, progress, waits)
     if dataset is None:
         raise UserError("the data holds no conversation to train on", "give .jsonl files with one conversation a line")
     return dataset
@@ -226,6 +229,7 @@ def _build(
     recipe: _Recipe,
     max_tokens: int | None,
     progress: Progress | None,
+    waits: Callable[[], None],
     spread: Spread | None = None,
 ) -> TokenDataset | None:
     """The dataset of all sources, or None where they hold no document."""
@@ -240,13 +244,14 @@ def _build(
             progress(num_tokens + new_tokens, max_tokens or 0)
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive(out_dir / ".lock"):
+    with exclusive(out_dir / ".lock", waits):
         for leftover in out_dir.glob(".partial-*"):  # of a builder that died
             shutil.rmtree(leftover)
         sources: Iterator[list[Path]] = _by_size(files, SOURCE_BYTES, size=_size)
         if spread:
             on_one_core = replace(recipe, threads=1)
-            sources = _made_ahead(sources, left, partial(_make_whole, out_dir=out_dir, recipe=on_one_core), spread)
+            make = partial(_make_whole, out_dir=out_dir, recipe=on_one_core)
+            sources = _made_ahead(sources, left, make, spread, lambda: report(0))
         for source in sources:
             for directory, manifest in _shards_of(source, out_dir, recipe, left, report):
                 num_tokens += manifest["tokens"]
@@ -259,7 +264,11 @@ def _build(
 
 
 def _made_ahead(
-    sources: Iterator[list[Path]], left: Callable[[], float], make: Callable[[list[Path]], Any], spread: Spread
+    sources: Iterator[list[Path]],
+    left: Callable[[], float],
+    make: Callable[[list[Path]], Any],
+    spread: Spread,
+    look: Callable[[], None],
 ) -> Iterator[list[Path]]:
     """The same sources, those that will be needed in whole made all at once before the first of them is due.
 
@@ -276,7 +285,7 @@ def _made_ahead(
         certain = wave if room > 0 else wave[:-1]
         if len(certain) > 1:
             for _ in spread(make, certain):
-                pass
+                look()
         if not wave:
             return
         yield from wave

@@ -156,13 +156,22 @@ class _Pipeline:
         return made
 
     def _prepare_here(self) -> _Shared:
-        cache = cache_directory()
+        cache, waited = cache_directory(), False
 
         def say(text: str) -> None:
             self._note("tokenizer", text)
-            if self.should_stop():
-                raise Interrupted
+            self._stop_if_asked()
 
+        def look(point: str) -> None:
+            self.fault(point)
+            self._stop_if_asked()
+
+        def waits() -> None:
+            nonlocal waited
+            if not waited:
+                say("waiting for another run, which makes token shards")
+            waited = True
+            self._stop_if_asked()
         say("making the data" if self.config.data == TINYWORLD else f"reading {self.config.data}")
         had_shards = set((cache / "shards").glob("*"))
         start = time.perf_counter()
@@ -181,7 +190,7 @@ class _Pipeline:
                 data[stage], self.feeder = prepare_growing(self.run_, self.config, sources, tokenizer, cache, say)
                 say("base: the first of the text is ready; the rest is fetched while the model trains")
                 continue
-            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, self.fault, self.spread)
+            data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, look, self.spread, waits)
             train = data[stage].train
             assert isinstance(train, TokenDataset)
             chosen = f", {train.share:.2g} of all, chosen by their content" if train.share < 1 else ""
@@ -194,6 +203,10 @@ class _Pipeline:
         note_tokens(self.config, cache, data)
         self.emit(Prepared("tokenizer", sources_s, tokenising_s, *made_since(had_shards, data)))
         return _Shared(sources, data)
+
+    def _stop_if_asked(self) -> None:
+        if self.should_stop():
+            raise Interrupted
 
     def _note(self, stage: str, text: str, warning: bool = False) -> None:
         self.emit(Note(stage, text, warning))

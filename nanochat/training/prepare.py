@@ -73,12 +73,14 @@ def prepare_stage(
     cache: Path,
     fault: Callable[[str], None] = lambda point: None,
     spread: Spread | None = None,
+    waits: Callable[[], None] = lambda: None,
 ) -> StageData:
     """Token shards of one stage, made now or found in `cache`.
 
     Args:
         spread: for much text, see `build_text_shards`.
-        fault: told "tokenising" while shards are made, for tests that break things there.
+        fault: told "tokenising" again and again while shards are made; what it raises ends that.
+        waits: the same while another process makes shards.
 
     Raises:
         UserError: a file cannot be read, or there is no text on one side of the split.
@@ -100,6 +102,7 @@ def prepare_stage(
                 row_tokens=row,
                 max_tokens=None if config.chat == TINYWORLD else tokens,
                 progress=progress,
+                waits=waits,
             )
             for files, tokens in zip((sources.chat_train, sources.chat_val), most, strict=True)
         )
@@ -121,8 +124,9 @@ def prepare_stage(
         share=text_share(config, trained),
         progress=progress,
         spread=spread,
+        waits=waits,
     )
-    return StageData(train, _validation_text(config, sources, tokenizer, cache, split[1], progress))
+    return StageData(train, _validation_text(config, sources, tokenizer, cache, split[1], progress, waits))
 
 
 def prepare_growing(
@@ -178,7 +182,13 @@ def prepare_first(config: RunConfig, sources: Sources, tokenizer: Tokenizer, cac
 
 
 def _validation_text(
-    config: RunConfig, sources: Sources, tokenizer: Tokenizer, cache: Path, split: str, progress: Progress
+    config: RunConfig,
+    sources: Sources,
+    tokenizer: Tokenizer,
+    cache: Path,
+    split: str,
+    progress: Progress,
+    waits: Callable[[], None] = lambda: None,
 ) -> TokenDataset:
     tokens = 2 * config.base.eval_tokens
     return build_text_shards(
@@ -192,4 +202,5 @@ def _validation_text(
         max_tokens=tokens,
         share=text_share(config, tokens * sources.one_in),
         progress=progress,
+        waits=waits,
     )

@@ -15,7 +15,7 @@ from nanochat.config import to_dict
 from nanochat.data.sources import cache_directory
 from nanochat.errors import UserError
 from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
-from nanochat.files import write_json
+from nanochat.files import exclusive, write_json
 from nanochat.inference.load import load_model, newest_checkpoint
 from nanochat.model import ModelConfig, Transformer
 from nanochat.planning.hardware import Hardware
@@ -186,3 +186,27 @@ def test_what_a_stage_started_from_is_not_needed_to_go_on(tmp_path):
     shutil.rmtree(source.directory)
     go(run)
     assert run.results()["base"]["iterations"] == 8
+
+
+def test_it_waits_for_another_that_makes_shards_says_so_and_stops_when_asked(tmp_path, cache):
+    run, since = small_run(tmp_path / "r"), []
+
+    def should_stop() -> bool:
+        """Once it has said that it waits."""
+        texts = [event.text for event in read_events(run.directory, "tokenizer") if isinstance(event, Note)]
+        since.extend(text for text in texts if "waiting for another run" in text)
+        return bool(since)
+
+    (cache / "shards").mkdir(exist_ok=True)
+    with exclusive(cache / "shards" / ".lock"), pytest.raises(Interrupted):
+        run_pipeline(run, Workers(), JsonlSink(run.directory), should_stop)
+    assert len(set(since)) == 1
+
+
+def test_tokenising_stops_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))  # where there is everything still to be made
+    run, asked = small_run(tmp_path / "r"), []
+    with pytest.raises(Interrupted):
+        run_pipeline(run, Workers(), JsonlSink(run.directory), lambda: bool(asked),
+                     lambda point: asked.append(point) if point == "tokenising" else None)  # fmt: skip
+    assert asked == ["tokenising"]

@@ -3,6 +3,7 @@ they are, and one wait for the device in each."""
 
 import math
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_a_step_is_timed_with_the_agreement_before_it_and_without_waiting_for_da
         now[0] += 1.0
         return False
 
-    monkeypatch.setattr(loop.time, "sleep", lambda seconds: pass_a_second())
+    monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=lambda seconds: pass_a_second()))
     around = {"clock": lambda: now[0], "should_stop": pass_a_second, "events": events,
               "fault": lambda point: pass_a_second() if point == "backward" else None}  # fmt: skip
     train(dataset, tmp_path / "a", **around)

@@ -71,7 +71,7 @@ class Display:
     """Consumes a run's events. Use as a context manager: it always leaves the terminal as it was.
 
     Args:
-        peak_tokens: tokens a second at the matmul peak; of it MFU is the share. 0: not known.
+        peak_tokens: tokens a second at the matmul peak as it was measured, of which a share is shown. 0: not known.
         ends: when everything is over at the latest, for people; empty: whenever.
     """
 
@@ -168,7 +168,7 @@ class Display:
         step_s = statistics.median(self.recent_s)  # the first step, which compiles, or a hiccup hardly moves it
         tokens = event.tokens_per_second * event.seconds
         figures = f"loss {event.loss:.3f}  val_bpb {self.val_bpb:.3f}  {tokens / step_s:,.0f} tok/s"
-        figures += f"  MFU {tokens / step_s / self.peak_tokens:.0%}" if self.peak_tokens else ""
+        figures += f"  {tokens / step_s / self.peak_tokens:.0%} of peak" if self.peak_tokens else ""
         figures += f"  {gigabytes(event.memory_bytes)}" if event.memory_bytes else ""
         if event.skipped:
             self.say(

@@ -26,3 +26,12 @@ def test_silence_is_never_long():
             display.look()
         assert "base: training, for 9.0 s" in out.getvalue()
         assert out.getvalue().count("\n") == len(out.getvalue().splitlines())
+
+
+def test_a_step_shows_its_share_of_the_measured_peak():
+    """Which is no MFU: that is of what the data sheet says."""
+    out = io.StringIO()
+    with Display(Console(file=out, width=120), peak_tokens=40.0) as display:
+        display(StageStarted("base", 0, 100, 256))
+        display(StepDone("base", 1, 3.0, 1.0, 1.0, 25.6, 10.0))
+    assert "10 tok/s  25% of peak" in out.getvalue()

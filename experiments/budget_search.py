@@ -35,7 +35,6 @@ from nanochat.training.prepare import prepare_first, prepare_stage, prepare_toke
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
 CPU_TEMPLATES = ((0.25, "demo"), (1.0, "small"))  # vocabulary and context up to so many hours; medium's above
-EVAL_TOKENS = {"cpu": 40_960, "cuda": 4 * 524_288}
 TRIAL_START_S = {"cpu": 6.0, "cuda": 10.0}  # a process, its imports, the data
 WARM_START_S = {"cpu": 3.0, "cuda": 4.0}  # the data, in a process that has compiled for that depth
 FINAL_START_S = {"cpu": 13.0, "cuda": 35.0}  # Ray Train and the same
@@ -265,8 +264,8 @@ class BudgetSearch:
         return self._as_searched(self._resolved(asked, self.template.attention), eval_questions=0)
 
     def _as_searched(self, config: RunConfig, **settings: Any) -> RunConfig:
-        """With data, start, arithmetic and evaluation as all others of this search."""
-        stage = replace(config.stage(self.stage), eval_tokens=EVAL_TOKENS[self.hardware.device_type], **settings)
+        """With data, start and arithmetic as all others of this search."""
+        stage = replace(config.stage(self.stage), **settings)
         return replace(config, **{self.stage: stage}, **{name: getattr(self.template, name) for name in SHARED})
 
     def create_trial(self, directory: Path, config: RunConfig, **record: Any) -> Run:

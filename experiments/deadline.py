@@ -57,7 +57,8 @@ def settle(run: Run, config: RunConfig) -> None:
             emit(Note(stage, "the time was up before anything of it was saved", warning=True))
             continue
         result = StageResult(**found.state["result"])
-        emit(Note(stage, f"the time was up: the model is that of step {found.step:,}", warning=True))
+        text = f"the time was up: the model is that of step {found.step:,}, val_bpb as last measured"
+        emit(Note(stage, text, warning=True))
         write_json(run.result_path(stage), asdict(result))
         emit(StageFinished(stage, found.step, asdict(result)))
     if config.trained_stages and not set(config.trained_stages) & run.results().keys():

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import run_stage, tune_budget
-from experiments.budget_search import EVAL_TOKENS
 from nanochat.config import TINYWORLD
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.modes import EVAL_TOKENS
 from nanochat.run import Run
 
 

@@ -45,6 +45,7 @@ GPU_SIZES = {
     "full": Size(20, 32_768, 2048, 2_000_000_000, 38 * 10**9),
 }
 GPU_BATCH_TOKENS = 524_288  # what the guide, and public nanochat, call an iteration
+EVAL_TOKENS = {"cpu": 20_480, "cuda": 4 * GPU_BATCH_TOKENS}  # of a measurement of val_bpb
 
 # At batches of a few thousand tokens the square-root rule asks for learning rates several times too low: measured on
 # TinyWorld, see experiments/LOG.md, 2026-11-22.

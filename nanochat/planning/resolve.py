@@ -20,7 +20,7 @@ from nanochat.planning.estimate import (
 from nanochat.planning.hardware import GIB, Hardware, choose_dtype
 from nanochat.planning.kernels import cannot_attend, choose_attention
 from nanochat.planning.memory import MemoryRecord
-from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
+from nanochat.planning.modes import CPU_BATCHES, CPU_SIZES, EVAL_TOKENS, GPU_BATCH_TOKENS, GPU_SIZES, MODES, Size
 from nanochat.planning.preparing import NOTHING, There
 from nanochat.planning.rows import choose_rows
 
@@ -352,7 +352,7 @@ def _with_stages(
             device_batch_size=rows,
             eval_every=every,
             checkpoint_every=every,
-            eval_tokens=20_480 if on_cpu else 4 * 524_288,
+            eval_tokens=EVAL_TOKENS["cpu" if on_cpu else "cuda"],
             packing=packing,
             **special,
         )

@@ -297,8 +297,7 @@ class BudgetSearch:
     def outlook(self, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The final run as it would be without any trial."""
         chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
-        begin_s = self.policy.overheads.final_s - self._compile_s()  # compiling is of the stage
-        return self._new_record(self._request(chosen), runs_dir, begin_s)
+        return self._new_record(self._request(chosen), runs_dir, None)
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
@@ -358,7 +357,7 @@ class BudgetSearch:
         return config, {**record, "plan": asdict(self._plan(config, begin_s))}
 
     def _plan(self, config: RunConfig, begin_s: float | None) -> Plan:
-        """Args: begin_s: when its first stage does, on the clock of the search."""
+        """Args: begin_s: when its first stage does, on the clock of the search; None: once all is prepared."""
         return plan_of(config, self.hardware, self.asked.request.num_workers, begin_s)
 
     # --- what is remembered -----------------------------------------------------------------------------------------

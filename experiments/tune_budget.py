@@ -271,7 +271,7 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir:
     earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
     console.print(f"Known beforehand: {policy.prior.source}{earlier}\n", soft_wrap=True)
     show_table(console, hours_table(search))
-    console.print("What would be trained if no trial changed it, less what preparing takes of the hours:\n")
+    console.print("What would be trained if no trial changed it:\n")
     config, record = search.outlook(runs_dir)
     show_cost(console, config, search.run.plan(record))
 

@@ -10,9 +10,11 @@ from nanochat.events import Note, Prepared, Resumed, RolledBack, Sampled, StepDo
 from nanochat.figures import accuracy_figure, stage_figure, time_figure
 from nanochat.model import train_flops_per_token
 from nanochat.planning.estimate import Plan, StageEstimate
-from nanochat.planning.preparing import corpus_shards
+from nanochat.planning.preparing import corpus_shards, unique_tokens
 from nanochat.report_parts import Figure, Lines, Part, Row, Table, Talk, Text, page
 from nanochat.run import Run
+
+MANY_EPOCHS = 12  # more repetition teaches next to nothing: `nanochat.search.law.REPEATS`
 
 
 def duration(seconds: float) -> str:
@@ -167,9 +169,14 @@ def _beside_steps(stage: StageEstimate) -> str:
 
 
 def _text_reasons(config: RunConfig, plan: Plan) -> list[str]:
-    """What is fetched from the hub, if anything."""
+    """What is fetched from the hub, or how often a small text is gone through."""
     corpus, shards = CORPORA.get(config.data), corpus_shards(config)
-    if corpus is None or not shards:
+    if corpus is None:
+        there = unique_tokens(config)
+        epochs = sum(stage.tokens for stage in plan.stages if stage.stage == "base") / there
+        told = f"text: of about {there / 1e6:.1f}M tokens, gone through {epochs:,.0f} times, which ends by heart"
+        return [f"{told}; --data {' or '.join(CORPORA)} is web text"] if epochs > MANY_EPOCHS else []
+    if not shards:
         return []
     return [
         f"text: {corpus.repository}, about {shards:,} of its {corpus.validation:,} training shards of "

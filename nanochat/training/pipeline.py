@@ -193,7 +193,7 @@ class _Pipeline:
             data[stage] = prepare_stage(stage, self.config, sources, tokenizer, cache, look, self.spread, waits)
             train = data[stage].train
             assert isinstance(train, TokenDataset)
-            chosen = f", {train.share:.2g} of all, chosen by their content" if train.share < 1 else ""
+            chosen = f", {100 * train.share:.2g} % of all, chosen by their content" if train.share < 1 else ""
             say(
                 f"{stage}: {train.num_documents:,} {'documents' if stage == 'base' else 'conversations'}{chosen}, "
                 f"{train.num_tokens:,} tokens in {train.num_rows:,} rows, none lost to cropping, "

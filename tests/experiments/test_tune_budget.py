@@ -23,6 +23,7 @@ from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware, detect_hardware, named_hardware
 from nanochat.planning.history import History
+from nanochat.planning.preparing import begins_s
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
 from nanochat.search import policy as policy_module
@@ -135,13 +136,17 @@ def test_how_much_text_there_is_is_counted_once_and_kept(tmp_path, cache, prepar
 
 @pytest.mark.parametrize("hours", [0.05, 0.2, 2.0])
 def test_what_the_plan_shows_is_what_would_be_committed_to(tmp_path, hours):
-    """Without trials: the same iterations, compiled as all of the search is, whatever the final run alone would do."""
+    """Without trials, once all is prepared: the same iterations, compiled as all of the search is, whatever the final
+    run alone would do; and all of it within the hours."""
     search = search_of(tmp_path / "r", hours)
     shown, record = search.outlook(tmp_path)
     chosen = search.policy.best(search.policy.final_seconds(0.0), search.policy.device.final_devices)
     (search.run.directory / "search").mkdir(parents=True)
-    committed, _ = search.commit(Commit(chosen, search.policy.final_seconds(0.0), "because"), 0.0, tmp_path)
+    plan = search.run.plan(record)
+    now_s = begins_s(plan.preparing, search.hardware) - search.policy.overheads.final_s + search._compile_s()
+    committed, _ = search.commit(Commit(chosen, search.policy.final_seconds(0.0), "because"), now_s, tmp_path)
     assert committed.base == shown.base
+    assert 0.9 * 3600 * hours < plan.seconds <= 3600 * hours
     assert committed.compile == shown.compile == search.template.compile
     told = [reason for reason in record["reasons"] if reason.startswith("torch.compile")]
     assert told == [f"torch.compile {'on' if shown.compile else 'off'}: as in all of this search"]

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from rich.console import Console
 
 from experiments import session
@@ -16,8 +17,11 @@ from experiments.deadline import TimeIsUp
 from experiments.ray_train import Outcome, Scale
 from nanochat.errors import UserError
 from nanochat.files import write_json
+from nanochat.planning.estimate import estimate
 from nanochat.planning.hardware import Hardware
 from nanochat.run import Run, create
+from nanochat.training.checkpoint import CheckpointStore
+from nanochat.training.result import StageResult
 from tests.planning.test_resolve import CPU
 from tests.test_config import make_config
 
@@ -54,6 +58,25 @@ def test_out_of_time_with_nothing_saved_it_is_an_error(run, monkeypatch):
     with pytest.raises(UserError, match="before anything could be saved"):
         session.train(Console(file=io.StringIO()), run, run.config(), run.record(), Scale(), session.begin(run))
     assert run.status().state == "failed"
+
+
+def test_stages_that_time_did_not_reach_are_named(tmp_path, monkeypatch):
+    """The model there is counts, and the command ends well."""
+    config = replace(make_config(), stages=("tokenizer", "base", "sft"))
+    record = {"hardware": asdict(CPU), "plan": asdict(estimate(config, CPU)), "reasons": [], "versions": {}}
+    run = create(tmp_path / "r", config, record)
+
+    def fit(*arguments: object) -> None:
+        state = {"result": asdict(StageResult("base", 4, val_bpb=1.5))}
+        CheckpointStore(run.checkpoints("base")).save(4, {"model": {"x": torch.zeros(2)}}, state)
+        raise TimeIsUp
+
+    monkeypatch.setattr(session, "fit", fit)
+    console = Console(file=io.StringIO(), width=200)
+    assert session.train(console, run, run.config(), run.record(), Scale(), session.begin(run)) == 0
+    assert "sft was not trained: the time was up" in console.file.getvalue()
+    assert run.results()["base"]["val_bpb"] == 1.5
+    assert run.status().state == "done"
 
 
 def test_what_a_model_says_is_no_markup(run, monkeypatch):

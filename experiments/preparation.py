@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.terminal import show_table
-from nanochat.config import PUBLIC, TINYWORLD, RunConfig, from_dict, usual_chat
+from nanochat.config import PUBLIC, TINYWORLD, RunConfig, from_dict, usual_chat, usual_data
 from nanochat.corpora import CORPORA
 from nanochat.data.chats import CHAT_STAGES, check_chat, missing
 from nanochat.data.documents import find_documents, read_documents
@@ -33,7 +33,7 @@ from nanochat.inference.load import newest_checkpoint
 from nanochat.interchange.bring_in import find_model
 from nanochat.model import ModelConfig, count_parameters
 from nanochat.planning.estimate import Plan, estimate
-from nanochat.planning.hardware import GIB, Hardware, detect_hardware, named_hardware
+from nanochat.planning.hardware import GIB, Hardware, detect_hardware, device_type, named_hardware
 from nanochat.planning.history import History, is_modelled
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.preparing import NOTHING, There, corpus_shards, text_download_bytes
@@ -52,8 +52,23 @@ from nanochat.training.prepared import tokens_are_there
 from nanochat.training.storage import inside
 
 CALIBRATION_S = 20.0
-CHAT_HELP = "conversations: tinyworld (built in), public (of the hub), or your own .jsonl (default: what suits --data)"
 PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
+
+
+def add_data_arguments(command: argparse.ArgumentParser) -> None:
+    """What to train on."""
+    usual = f"{usual_data('cuda')} on a GPU, {usual_data('cpu')} without one"
+    command.add_argument(
+        "--data",
+        metavar=f"{TINYWORLD}|{'|'.join(CORPORA)}|PATH",
+        help="base text: built in, web text from the hub, or a .txt, .jsonl, .parquet file or folder of these "
+        f"(default: {usual})",
+    )
+    command.add_argument(
+        "--chat",
+        metavar=f"{TINYWORLD}|{PUBLIC}|PATH",
+        help="conversations: built in, public ones from the hub, or your own .jsonl (default: what suits --data)",
+    )
 
 
 def named_run(name: str, runs_dir: Path) -> Run:
@@ -216,9 +231,19 @@ def _what_is_there(config: RunConfig) -> There:
     )
 
 
-def named_data(text: str) -> str:
-    """What --data stands for: the name of built-in data or of a corpus, or else an absolute path."""
-    return text if text == TINYWORLD or text in CORPORA else str(Path(text).absolute())
+def named_data(asked: str | None, hardware: Hardware | None = None, before: object = None) -> str:
+    """The name of built-in data or of a corpus, or else an absolute path.
+
+    Args:
+        asked: what --data says, if anything.
+        hardware: to plan for; None: this machine.
+        before: of the run or search of that name, if it is there: it may go on without the GPU that it began on.
+    """
+    if asked is None and hardware is not None:
+        return usual_data(hardware.device_type)
+    if asked is None:
+        return before if isinstance(before, str) else usual_data(device_type())
+    return asked if asked == TINYWORLD or asked in CORPORA else str(Path(asked).absolute())
 
 
 def check_hub(data: str, chat: str, stages: Sequence[str], shards: int = 1) -> None:

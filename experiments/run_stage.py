@@ -21,7 +21,7 @@ from typing import Any
 from experiments import cli
 from experiments.preparation import (
     CALIBRATION_S,
-    CHAT_HELP,
+    add_data_arguments,
     calibrated,
     check_hub,
     hardware_to_plan_for,
@@ -37,8 +37,7 @@ from experiments.session import begin, train
 from experiments.terminal import make_console
 from experiments.wandb_log import MODES as WANDB_MODES
 from experiments.wandb_log import check_wandb
-from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
-from nanochat.corpora import CORPORA
+from nanochat.config import STAGES, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.hardware import HARDWARE_NAMES
@@ -69,14 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help="start from the weights of another run or checkpoint, of public nanochat's (a folder with model_*.pt), or "
         "of hf:owner/name",
     )
-    add(
-        "--data",
-        default=TINYWORLD,
-        metavar=f"{TINYWORLD}|{'|'.join(CORPORA)}|PATH",
-        help="base text: built in, web text from the hub, or a .txt, .jsonl, .parquet file or folder of these "
-        "(default: tinyworld)",
-    )
-    add("--chat", metavar="tinyworld|public|PATH", help=CHAT_HELP)
+    add_data_arguments(command)
     add("--depth", type=int, help="layers of the model; everything else about its size follows")
     add(
         "--architecture",
@@ -125,10 +117,10 @@ def main(argv: list[str]) -> int:
     """Plan, train, report. Returns the exit code."""
     args = parser().parse_args(argv)
     console = make_console()
-    request = _request(args)
-    check_wandb(args.wandb)
     run = named_run(args.mode if args.name is None else args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
+    request = _request(args, named_data(args.data, hardware, _data_before(run)))
+    check_wandb(args.wandb)
     if args.calibrate and (hardware or not args.plan or args.num_workers > 1):
         raise UserError("--calibrate measures one worker on this machine, for a plan", "use it with --plan alone")
     if hardware or args.calibrate or (args.plan and not run.exists()):
@@ -156,7 +148,13 @@ def main(argv: list[str]) -> int:
                      wandb=args.wandb)  # fmt: skip
 
 
-def _request(args: argparse.Namespace) -> Request:
+def _data_before(run: Run) -> object:
+    """What the run was asked to train on, where it is there."""
+    request = run.record().get("request") if run.exists() else None
+    return request.get("data") if isinstance(request, dict) else None
+
+
+def _request(args: argparse.Namespace, data: str) -> Request:
     stages = tuple(stage.strip() for stage in args.stage.split(",") if stage.strip())
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -172,8 +170,8 @@ def _request(args: argparse.Namespace) -> Request:
         )
     return Request(
         mode=args.mode,
-        data=named_data(args.data),
-        chat=named_chat(args.chat, args.data),
+        data=data,
+        chat=named_chat(args.chat, data),
         stages=tuple(stage for stage in STAGES if stage in stages),
         start_from=args.start_from,
         architecture=args.architecture,

@@ -27,7 +27,7 @@ from experiments import cli
 from experiments.budget_search import Asked, BudgetSearch, named_space
 from experiments.deadline import TimeIsUp, Watch
 from experiments.preparation import (
-    CHAT_HELP,
+    add_data_arguments,
     check_conversations,
     check_data,
     check_hub,
@@ -49,7 +49,6 @@ from experiments.wandb_log import MODES as WANDB_MODES
 from experiments.wandb_log import check_wandb
 from nanochat.clock import RunClock
 from nanochat.config import STAGES, TINYWORLD, TRAINED_STAGES, RunConfig, check, from_dict, to_dict
-from nanochat.corpora import CORPORA
 from nanochat.errors import UserError
 from nanochat.files import write_json
 from nanochat.planning.deadlines import CLOSING_S
@@ -74,8 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--space", default="budget", metavar="NAME_OR_FILE", help="of search_spaces/, or yours (default: budget)")
     add("--stages", help="that share the hours (default: base,mid,sft; of a space of a later stage, that alone)")
     add("--from", dest="start_from", default="", metavar="RUN", help="whose weights a space of mid or sft starts from")
-    add("--data", default=TINYWORLD, help=f"{TINYWORLD}, {', '.join(CORPORA)} or a PATH, as for run_stage.py")
-    add("--chat", metavar="tinyworld|public|PATH", help=CHAT_HELP)
+    add_data_arguments(command)
     add("--name", default="budget", help="of the run (default: budget)")
     add("--depth", type=int, help="of the model, if it is not to be searched")
     add("--max-seq-len", type=int, help="tokens of context")
@@ -94,10 +92,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Search, train, report. Returns the exit code."""
     args, console = parser().parse_args(argv), make_console()
-    asked = _asked(args)
-    check_wandb(args.wandb)
     run = named_run(args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
+    asked = _asked(args, named_data(args.data, hardware, _request_before(run).get("data")))
+    check_wandb(args.wandb)
     if hardware or (args.plan and not run.directory.exists()):
         search = BudgetSearch(run, asked, hardware or _hardware(run, asked), goes_on=hardware is None)
         _show_search(console, search, 0.0, args.runs_dir)
@@ -152,7 +150,14 @@ def _hardware_path(run: Run) -> Path:
     return run.directory / "search" / "hardware.json"
 
 
-def _asked(args: argparse.Namespace) -> Asked:
+def _request_before(run: Run) -> dict[str, Any]:
+    """What a search of that name was asked for, if there is one."""
+    path = _asked_path(run)
+    request = read_json(path).get("request") if path.exists() else None
+    return request if isinstance(request, dict) else {}
+
+
+def _asked(args: argparse.Namespace, data: str) -> Asked:
     space = named_space(args.space)
     about_base = space.stage == "base"
     default = "base,mid,sft" if about_base else space.stage
@@ -171,8 +176,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UserError("; ".join(problems), f"try --hours 0.5 --stages {default}")
     policy = args.policy or ("budget" if about_base else "random")
     _check_policy(policy, about_base, args)
-    data = named_data(args.data)
-    chat = named_chat(args.chat, args.data)
+    chat = named_chat(args.chat, data)
     check_data(data)
     check_conversations(chat, ordered)
     if not args.plan:
@@ -229,8 +233,7 @@ def _as_before(run: Run, asked: Asked) -> Asked:
             raise UserError(f"run {run.name!r} exists and is not a search", "choose another --name")
         return asked
     then = read_json(path)
-    request = then.get("request") if isinstance(then.get("request"), dict) else {}
-    request = {"chat": TINYWORLD, **request}  # what searches of earlier versions do not say
+    request = {"chat": TINYWORLD, **_request_before(run)}  # what searches of earlier versions do not say
     different = [key for key in ("space", "fresh_prior", "policy", "start") if then.get(key) != now[key]]
     different += [key for key, value in now["request"].items()
                   if request.get(key) != value and key not in ("num_workers", "start_from")]  # fmt: skip

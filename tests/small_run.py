@@ -23,7 +23,7 @@ SETTINGS = {
 }
 TINY = (
     *("--depth", "1", "--max-seq-len", "128", "--total-batch-size", "256", "--device-batch-size", "2"),
-    *("--compile", "off"),
+    *("--compile", "off", "--data", "tinyworld"),
     *(part for stage, settings in SETTINGS.items() for key, value in settings.items()
       for part in ("--set", f"{stage}.{key}={value}")),
 )  # fmt: skip

@@ -25,7 +25,7 @@ STEPS = {"base": 240, "mid": 120, "sft": 120}
 SMALL = (
     *("--depth", "2", "--max-seq-len", "128", "--total-batch-size", "1024", "--device-batch-size", "4"),
     *("--compile", "off", "--set", "tokenizer.vocab_size=512", "--set", "tokenizer.max_chars=300000"),
-    *("--set", "sft.eval_questions=42"),
+    *("--set", "sft.eval_questions=42", "--data", "tinyworld"),
 )
 POINTS = (  # each in reach of a life that begins where the one before ended
     Fault("tokenizer", "worker"),

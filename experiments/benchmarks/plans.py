@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from experiments import run_stage, runs
+from nanochat.config import TINYWORLD
 from nanochat.errors import UserError
 from nanochat.planning.modes import CPU_SIZES, GPU_SIZES
 
@@ -44,7 +45,8 @@ def run_commands(runs_dir: Path, device: str, steps: int) -> list[list[str]]:
     size = (CPU_SIZES if device == "cpu" else GPU_SIZES)["demo"]
     later = 2 * steps // 5 or 1
     counts = {"base": steps, "mid": later, "sft": later}
-    settings = [part for stage, count in counts.items() for part in ("--set", f"{stage}.num_iterations={count}")]
+    settings = ["--data", TINYWORLD]  # which needs no network
+    settings += [part for stage, count in counts.items() for part in ("--set", f"{stage}.num_iterations={count}")]
     shallow, deep = ("--depth", str(size.depth - 1)), ("--depth", str(size.depth + 1))
     asked = {
         "first": (),

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from experiments import run_stage
+from nanochat.config import TINYWORLD
 from nanochat.errors import UserError
 from nanochat.events import StepDone, read_events
 from nanochat.run import Run
@@ -78,7 +79,8 @@ def _train(directory: Path, name: str, options: argparse.Namespace, *, ray: bool
     made = Run(directory / name)
     settings = ("base.eval_every=100000", "base.checkpoint_every=100000", "base.eval_tokens=2560")
     command = [sys.executable, run_stage.__file__, "--runs-dir", str(directory), "--name", name, "--stage",
-               "tokenizer,base", "--depth", str(options.depth), "--total-batch-size", str(options.batch_tokens),
+               "tokenizer,base", "--data", TINYWORLD, "--depth", str(options.depth),
+               "--total-batch-size", str(options.batch_tokens),
                "--num-iterations", str(options.steps), "--compile", "off",
                *(part for setting in settings for part in ("--set", setting))]  # fmt: skip
     if not ray:  # the very same configuration, from the run that Ray has just trained

@@ -109,6 +109,11 @@ def named_hardware(name: str, count: int = 1) -> Hardware:
     return replace(DATA_SHEETS[name], device_count=count) if name in DATA_SHEETS else detect_hardware(gpu=False)
 
 
+def device_type() -> str:
+    """Of this machine: cuda or cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def detect_hardware(gpu: bool = True) -> Hardware:
     """The machine this process runs on. Takes about a second, most of it timing matrix products.
 

@@ -5,7 +5,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanochat.config import STAGES, TINYWORLD, RunConfig, StageConfig, TokenizerConfig, check, is_set, override
+from nanochat.config import (
+    STAGES,
+    TINYWORLD,
+    RunConfig,
+    StageConfig,
+    TokenizerConfig,
+    check,
+    is_set,
+    override,
+    usual_data,
+)
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig
 from nanochat.optim.scaling import optimal_batch_tokens, optimal_tokens
@@ -122,6 +132,8 @@ def resolve(
             reasons.append(reason)
 
     size = (CPU_SIZES if hardware.device_type == "cpu" else GPU_SIZES)[request.mode]
+    if hardware.device_type == "cuda" and request.data == usual_data("cuda"):
+        say(f"data {request.data}: text of the web, where there is a GPU and --data does not name other")
     model = _model(request, size, hardware, start_model, say)
     dtype, why = choose_dtype(hardware)
     say(f"compute dtype {dtype}: {why}", "compute_dtype")

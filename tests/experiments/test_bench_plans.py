@@ -15,7 +15,8 @@ def test_its_runs_are_of_several_sizes_and_some_come_again(device):
     asked = {}
     for command in plans.run_commands(Path("somewhere"), device, 50):
         args = run_stage.parser().parse_args(command[2:])
-        request = run_stage._request(args)
+        request = run_stage._request(args, args.data)
+        assert request.data == "tinyworld"
         assert "base.num_iterations=50" in request.assignments
         assert "sft.num_iterations=20" in request.assignments
         asked[args.name] = (request.depth, request.max_seq_len, request.stages)

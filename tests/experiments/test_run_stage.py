@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ from nanochat.events import Prepared, Sampled, StepDone, TasksScored, read_event
 from nanochat.files import write_json
 from nanochat.model import ModelConfig
 from nanochat.planning.estimate import Plan
-from nanochat.planning.hardware import detect_hardware
+from nanochat.planning.hardware import DATA_SHEETS, detect_hardware
 from nanochat.planning.history import History
 from nanochat.planning.overheads import ASSUMED_S, STARTING
 from nanochat.planning.resolve import Request
@@ -265,9 +265,31 @@ def test_a_plan_for_other_hardware(tmp_path, capsys):
     options = ["--mode", "medium", "--plan", "--hardware", "h100", "--num-workers", "8", "--runs-dir", str(tmp_path)]
     assert run_stage_script.main(options) == 0
     out = capsys.readouterr().out
-    for part in ("8 x NVIDIA H100", "data sheet", "8 workers", "download", "memory of base, in GB: weights", "± 30%"):
+    for part in ("8 x NVIDIA H100", "data climbmix: text of the web", "data sheet", "8 workers", "download",
+                 "memory of base, in GB: weights", "± 30%"):  # fmt: skip
         assert part in out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_data_that_nobody_names_is_of_the_web_on_a_gpu_and_a_run_keeps_its_own(tmp_path, monkeypatch):
+    h200 = DATA_SHEETS["h200"]
+    assert preparation.named_data(None, h200) == "climbmix"
+    assert preparation.named_data(None, replace(h200, device_type="cpu")) == "tinyworld"
+    assert preparation.named_data(None, h200, before="tinyworld") == "climbmix", "that run is another machine's"
+    for there, usual in ((False, "tinyworld"), (True, "climbmix")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert preparation.named_data(None) == usual
+        assert preparation.named_data(None, before="fineweb-edu") == "fineweb-edu"
+        assert preparation.named_data("tinyworld", before="fineweb-edu") == "tinyworld"
+
+
+def test_a_run_goes_on_with_its_data_where_a_new_one_would_take_other(whole, capsys, monkeypatch):
+    """A GPU machine's plan, as far as the choice of data goes."""
+    monkeypatch.setattr(preparation, "device_type", lambda: "cuda")
+    unnamed = [option for option in TINY if option not in ("--data", "tinyworld")]
+    options = ["--name", "whole", "--runs-dir", str(whole.run.directory.parent), *unnamed, "--plan"]
+    assert run_stage_script.main(options) == 0
+    assert "data tinyworld" in capsys.readouterr().out
 
 
 def test_calibrating_makes_the_plan_surer(tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, tune_budget
+from experiments import cli, preparation, tune_budget
 from experiments.budget_search import Asked, BudgetSearch
 from experiments.faults import VARIABLE, Fault, struck, write_plan
 from experiments.ray_tune import PolicySearcher, Search, _resources, run_trials
@@ -188,6 +188,17 @@ def test_another_command_for_the_same_search_is_refused(tmp_path, capsys, monkey
         tune_budget._as_before(search.run, other_policy)
     assert cli.run(tune_budget.main, ["--hours", "2", "--runs-dir", str(tmp_path / "runs")]) == 2
     assert "--seed, --hours" in capsys.readouterr().err
+
+
+def test_a_search_goes_on_with_its_data_where_a_new_one_would_take_other(tmp_path, capsys, monkeypatch):
+    """A GPU machine's command, as far as the choice of data goes."""
+    monkeypatch.setattr(preparation, "device_type", lambda: "cuda")
+    tune_budget._note(search_of(tmp_path / "runs" / "budget", 1.0, stages=("tokenizer", "base", "mid", "sft")))
+    asked = ["--hours", "1", "--plan", "--runs-dir", str(tmp_path / "runs")]
+    assert cli.run(tune_budget.main, asked) == 0
+    assert "data tinyworld" in capsys.readouterr().out
+    assert cli.run(tune_budget.main, [*asked, "--data", "climbmix"]) == 2
+    assert "another --data, --chat" in capsys.readouterr().err
 
 
 def test_a_plan_for_other_hardware_knows_nothing_of_a_search_here(tmp_path, capsys):

@@ -10,6 +10,7 @@ from experiments.benchmarks import (
     chaos,
     checkpoint,
     core,
+    epochs,
     generate,
     gpu,
     loader,
@@ -24,7 +25,7 @@ from experiments.benchmarks import (
 
 PARTS = {"train": train, "loader": loader, "ray": ray_overhead, "generate": generate, "packing": packing,
          "checkpoint": checkpoint, "workers": workers, "chaos": chaos, "search": search, "budget": budget,
-         "core": core, "quality": quality, "plans": plans, "gpu": gpu}  # fmt: skip
+         "core": core, "quality": quality, "epochs": epochs, "plans": plans, "gpu": gpu}  # fmt: skip
 
 
 QUICK = ("train", "loader", "ray", "generate", "checkpoint", "workers")  # of which `all` is made

@@ -280,7 +280,7 @@ class BudgetSearch:
                         compile="on" if self.template.compile else "off")  # fmt: skip
         if self.stage == "base":
             steps, assignments = self.space.domains.get("num_iterations"), asked.assignments
-            if steps and config.num_iterations >= steps.high:  # there is time for more, which the space does not want
+            if config.ends_early or (steps and config.num_iterations >= steps.high):  # there is time for more
                 assignments = (*assignments, f"base.num_iterations={config.num_iterations}")
             return replace(asked, depth=config.depth, lr_multiplier=config.lr_multiplier, assignments=assignments)
         chosen = (f"{self.stage}.lr_multiplier={config.lr_multiplier:g}",
@@ -296,8 +296,11 @@ class BudgetSearch:
 
     def outlook(self, runs_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
         """The final run as it would be without any trial."""
-        chosen = self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
-        return self._new_record(self._request(chosen), runs_dir, None)
+        return self._new_record(self._request(self.first_choice()), runs_dir, None)
+
+    def first_choice(self) -> Config:
+        """The final run's configuration as it would be without any trial."""
+        return self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path

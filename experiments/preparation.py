@@ -36,15 +36,18 @@ from nanochat.planning.estimate import Plan, estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, device_type, named_hardware
 from nanochat.planning.history import History, is_modelled
 from nanochat.planning.memory import MemoryRecord
-from nanochat.planning.preparing import NOTHING, There, corpus_shards, text_download_bytes
+from nanochat.planning.preparing import NOTHING, There, corpus_shards, text_download_bytes, unique_tokens
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import (
+    about,
     cost_reasons,
     duration,
     gigabytes,
     plan_table,
 )
 from nanochat.run import Run
+from nanochat.search.law import useful_epochs
+from nanochat.search.priors import prior_for
 from nanochat.tokenizer.bpe import FILE_NAME
 from nanochat.training.calibrate import calibrate
 from nanochat.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
@@ -52,6 +55,7 @@ from nanochat.training.prepared import tokens_are_there
 from nanochat.training.storage import inside
 
 CALIBRATION_S = 20.0
+FAR_TOO_MANY = 1.5  # times the epochs that are believed to be best: said
 PACKAGES = ("torch", "ray", "tiktoken", "rustbpe", "safetensors", "numpy", "pyarrow")
 
 
@@ -114,13 +118,30 @@ def new_record(
     return config, {
         "request": asdict(request),
         "plan": asdict(plan),
-        "reasons": list(resolved.reasons),
+        "reasons": [*resolved.reasons, *_repeats(config, plan, hardware)],
         "hardware": asdict(hardware),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
         "unplanned_s": unplanned_s,
         "command": shlex.join(sys.argv),
     }
+
+
+def _repeats(config: RunConfig, plan: Plan, hardware: Hardware) -> list[str]:
+    """Where a new model goes through its text so often that this is believed to harm it."""
+    if "base" not in config.trained_stages or config.start_from:
+        return []
+    there = unique_tokens(config)
+    epochs = next(stage.tokens for stage in plan.stages if stage.stage == "base") / there
+    prior = prior_for(hardware.device_type, config.data)
+    useful = useful_epochs(prior, count_parameters(config.model).scaling, there)
+    if epochs < FAR_TOO_MANY * useful:
+        return []
+    return [
+        f"text: about {about(there)} tokens, which {epochs:,.0f} times over are learned by heart; about "
+        f"{useful:.0f} times are believed to be best for this model, and tune_budget.py chooses by that; more text is "
+        f"better still, such as --data {' or '.join(CORPORA)}"
+    ]
 
 
 def this_machine(*, fresh: bool = False) -> Hardware:

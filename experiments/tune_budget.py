@@ -54,7 +54,7 @@ from nanochat.files import write_json
 from nanochat.planning.deadlines import CLOSING_S
 from nanochat.planning.hardware import HARDWARE_NAMES, Hardware
 from nanochat.planning.resolve import Request
-from nanochat.report import duration
+from nanochat.report import about, duration
 from nanochat.run import Run, read_json
 from nanochat.search.decisions import Commit, Observation
 from nanochat.search.policy import MAX_EXPLORED
@@ -274,6 +274,14 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir:
     earlier = f", and {len(policy.remembered)} trainings of earlier searches here" if policy.remembered else ""
     console.print(f"Known beforehand: {policy.prior.source}{earlier}\n", soft_wrap=True)
     show_table(console, hours_table(search))
+    chosen = search.first_choice()
+    if chosen.ends_early:
+        console.print(
+            f"The text has about {about(policy.unique_tokens)} tokens: to go through it more than "
+            f"{chosen.tokens / policy.unique_tokens:.1f} times would harm the model, so its training ends before the "
+            "hours do.\n",
+            soft_wrap=True,
+        )
     console.print("What would be trained if no trial changed it:\n")
     config, record = search.outlook(runs_dir)
     show_cost(console, config, search.run.plan(record))

@@ -10,11 +10,9 @@ from nanochat.events import Note, Prepared, Resumed, RolledBack, Sampled, StepDo
 from nanochat.figures import accuracy_figure, stage_figure, time_figure
 from nanochat.model import train_flops_per_token
 from nanochat.planning.estimate import Plan, StageEstimate
-from nanochat.planning.preparing import corpus_shards, unique_tokens
+from nanochat.planning.preparing import corpus_shards
 from nanochat.report_parts import Figure, Lines, Part, Row, Table, Talk, Text, page
 from nanochat.run import Run
-
-MANY_EPOCHS = 12  # more repetition teaches next to nothing: `nanochat.search.law.REPEATS`
 
 
 def duration(seconds: float) -> str:
@@ -28,6 +26,11 @@ def duration(seconds: float) -> str:
 def gigabytes(count: float) -> str:
     """Bytes as people say them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 or count == 0 else f"{count / 1e6:.0f} MB"
+
+
+def about(count: float) -> str:
+    """A number that is not known to more than two digits: 2,500,000."""
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def stage_table(run: Run, plan: Plan) -> Table:
@@ -169,14 +172,9 @@ def _beside_steps(stage: StageEstimate) -> str:
 
 
 def _text_reasons(config: RunConfig, plan: Plan) -> list[str]:
-    """What is fetched from the hub, or how often a small text is gone through."""
+    """What is fetched from the hub."""
     corpus, shards = CORPORA.get(config.data), corpus_shards(config)
-    if corpus is None:
-        there = unique_tokens(config)
-        epochs = sum(stage.tokens for stage in plan.stages if stage.stage == "base") / there
-        told = f"text: of about {there / 1e6:.1f}M tokens, gone through {epochs:,.0f} times, which ends by heart"
-        return [f"{told}; --data {' or '.join(CORPORA)} is web text"] if epochs > MANY_EPOCHS else []
-    if not shards:
+    if corpus is None or not shards:
         return []
     return [
         f"text: {corpus.repository}, about {shards:,} of its {corpus.validation:,} training shards of "

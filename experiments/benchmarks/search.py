@@ -14,7 +14,7 @@ from nanochat.search.space import Space, load_space
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "budget.py"
 INTERVAL = 1.645  # standard deviations that hold nine of ten
-LITTLE_DATA = 3e8  # tokens
+LITTLE_DATA = (3e8, 1e7)  # tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def settings() -> list[Setting]:
     return [  # of TinyWorld on two cores 21 trainings are known: learning rate and batch cannot be far off
         Setting("GPU, as the prior says", gpu(), gpu_space(), long),
         Setting("GPU, learning rate and batch off by 2.8 times", gpu(), gpu_space(), long, off),
-        Setting(f"GPU, {LITTLE_DATA:,.0f} tokens of data", gpu(LITTLE_DATA), gpu_space(), long),
+        *(Setting(f"GPU, {tokens:,.0f} tokens of data", gpu(tokens), gpu_space(), long) for tokens in LITTLE_DATA),
         Setting("two CPU cores, TinyWorld, as the prior says", two_cores(), small_space(), short),
         Setting("two CPU cores, other text, as the prior says", two_cores(SMALL_TEXT), small_space(), short),
         Setting("two CPU cores, other text, learning rate and batch off by 2.8 times", two_cores(SMALL_TEXT),

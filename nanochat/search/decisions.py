@@ -14,6 +14,8 @@ class Config:
     num_iterations: int
     settings: dict[str, float] = field(default_factory=dict)
     """What a space adds."""
+    ends_early: bool = False
+    """Whether there was time for more iterations, which would have made it worse: the data is too little for them."""
 
     @property
     def tokens(self) -> int:

@@ -1,14 +1,16 @@
 """The law that predicts val_bpb from parameters, tokens, batch and learning rate, and what trials teach about it.
 
-    E + K [(N/N0)^-a + (a/b) (De/(r N0))^-b] + (D/1e9)^-0.2 [kB bowl(log2 B/Bopt) + kL bowl(log2 m - x0)]
-      + 0.4 exp(-steps/80)
+    E + K [(Ne/N0)^-a + (a/b) (D/(r N0))^-b] + (D/1e9)^-0.2 [kB bowl(log2 B/Bopt) + kL bowl(log2 m - x0)]
+      + 0.4 exp(-steps/80) + P (Ne/U)^q (D/U - 1)^p
 
 The first part is Hoffmann et al. 2022 (arXiv:2203.15556) in the form whose r is the best ratio of tokens to parameters
-at N0. De counts repeated tokens for less (Muennighoff et al. 2023, arXiv:2305.16264). The best batch grows with the
-tokens, Bopt = Bref 2^lB (D/Dref)^e (Bergsma et al. 2025, arXiv:2505.13738). m multiplies the learning rates that the
-scaling rules give. The last part keeps a run from having too few steps.
+at N0. The best batch grows with the tokens, Bopt = Bref 2^lB (D/Dref)^e (Bergsma et al. 2025, arXiv:2505.13738). m
+multiplies the learning rates that the scaling rules give. The last two parts are the price of too few steps, and of
+learning U unique tokens by heart: a penalty that is added describes repeated data better than a discount on its tokens
+(Lovelace et al. 2026, arXiv:2605.01640). Ne are the parameters that so many unique tokens can make use of, a thought of
+Muennighoff et al. 2023 (arXiv:2305.16264). The figures of both are fitted here (LOG.md, 2026-11-28).
 
-Ten numbers are uncertain: they have Student-t priors and are fitted by Gauss-Newton; what is left uncertain is a
+Eleven numbers are uncertain: they have Student-t priors and are fitted by Gauss-Newton; what is left uncertain is a
 Gaussian around the fit (Laplace's approximation). Runs also differ by noise and by what no such law holds:
 `model_error`, which runs of like size and length share.
 """
@@ -19,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
-NAMES = ("E", "ln_K", "ln_r", "a", "b", "lB", "e", "x0", "ln_kB", "ln_kL")
-REPEATS = 12.0  # epochs after which more repetition of the same data teaches next to nothing
+NAMES = ("E", "ln_K", "ln_r", "a", "b", "lB", "e", "x0", "ln_kB", "ln_kL", "ln_P")
 TOO_FEW, STEP_SCALE = 0.4, 80.0
+BY_SIZE, BY_REPEATS = 0.25, 1.25  # q and p of what knowing the data by heart costs
+USABLE = 25.0  # parameters for each unique token; more change little
+MOST_EPOCHS = 1000.0
 FREEDOM = 5.0  # degrees of the Student-t priors
 ITERATIONS = 12
 Array = np.ndarray
@@ -51,8 +55,8 @@ class Prior:
 
 # From 1,911 published pretraining runs and nanochat's scaling tables.
 PUBLISHED = Prior(
-    mean=(0.52, np.log(0.19), np.log(12.0), 0.283, 0.285, 0.0, 0.42, 0.0, np.log(0.0025), np.log(0.004)),
-    sd=(0.12, 0.5, 0.5, 0.04, 0.04, 1.6, 0.12, 1.3, 0.5, 0.5),
+    mean=(0.52, np.log(0.19), np.log(12.0), 0.283, 0.285, 0.0, 0.42, 0.0, np.log(0.0025), np.log(0.004), -5.5),
+    sd=(0.12, 0.5, 0.5, 0.04, 0.04, 1.6, 0.12, 1.3, 0.5, 0.5, 1.2),
 )
 
 
@@ -79,28 +83,42 @@ def predict(theta: Array, points: Points, prior: Prior, unique_tokens: float = n
     """val_bpb by the law.
 
     Args:
-        theta: (..., 10) numbers of the law, in the order of `NAMES`.
+        theta: (..., 11) numbers of the law, in the order of `NAMES`.
         points: of shape (n,).
 
     Returns:
         (..., n)
     """
-    E, ln_K, ln_r, a, b, lB, e, x0, ln_kB, ln_kL = np.moveaxis(np.asarray(theta)[..., None], -2, 0)
-    ln_n = np.log(points.parameters / prior.reference_parameters)
-    ln_d = np.log(effective_tokens(points.tokens, unique_tokens) / prior.reference_parameters)
+    E, ln_K, ln_r, a, b, lB, e, x0, ln_kB, ln_kL, ln_P = np.moveaxis(np.asarray(theta)[..., None], -2, 0)
+    ln_n = np.log(usable_parameters(points.parameters, unique_tokens) / prior.reference_parameters)
+    ln_d = np.log(points.tokens / prior.reference_parameters)
     level = E + np.exp(ln_K) * (np.exp(-a * ln_n) + a / b * np.exp(-b * (ln_d - ln_r)))
     best = lB + e * np.log2(points.tokens / prior.reference_tokens) + np.log2(prior.reference_batch)
     off = np.exp(ln_kB) * bowl(np.log2(points.batch) - best) + np.exp(ln_kL) * bowl(np.log2(points.lr_multiplier) - x0)
     too_few = TOO_FEW * np.exp(-points.tokens / points.batch / STEP_SCALE)
-    return level + (points.tokens / 1e9) ** -0.2 * off + too_few
+    by_heart = np.exp(ln_P) * overfitting(points, unique_tokens)
+    return level + (points.tokens / 1e9) ** -0.2 * off + too_few + by_heart
 
 
-def effective_tokens(tokens: Array, unique_tokens: float) -> Array:
-    """What tokens are worth when the data is repeated."""
-    if not np.isfinite(unique_tokens):
-        return tokens
-    repeats = np.maximum(tokens / unique_tokens - 1, 0)
-    return np.minimum(tokens, unique_tokens) + unique_tokens * REPEATS * (1 - np.exp(-repeats / REPEATS))
+def overfitting(points: Points, unique_tokens: float) -> Array:
+    """How much a model of that size learns by heart of data gone through that often, in units of P."""
+    repeats = np.maximum(points.tokens / unique_tokens - 1, 0)
+    return (usable_parameters(points.parameters, unique_tokens) / unique_tokens) ** BY_SIZE * repeats**BY_REPEATS
+
+
+def usable_parameters(parameters: Array, unique_tokens: float) -> Array:
+    """All of them where data is plenty, and `USABLE` a unique token where it is little."""
+    most = USABLE * unique_tokens
+    return parameters if np.isinf(most) else most * -np.expm1(-parameters / most)
+
+
+def useful_epochs(prior: Prior, parameters: float, unique_tokens: float) -> float:
+    """How often to go through a text before once more is believed to harm a model of that size, in the best batches."""
+    theta = fit(prior, None, np.zeros(0), unique_tokens).theta.copy()
+    theta[[NAMES.index("ln_kB"), NAMES.index("ln_kL")]] = -np.inf
+    epochs = np.geomspace(1, MOST_EPOCHS, 400)
+    points = Points.of([(parameters, unique_tokens * count, 1.0, 1.0) for count in epochs])
+    return float(epochs[np.argmin(predict(theta, points, prior, unique_tokens))])
 
 
 def bowl(x: Array, linear_from: float = 2.0) -> Array:
@@ -130,7 +148,7 @@ class Fit:
         return mean, np.sqrt(spread + self.prior.model_error**2 + self.prior.noise**2)
 
     def after(self, points: Points, samples: int, rng: np.random.Generator) -> Array:
-        """(samples, 10): where the fit may move once the val_bpb of `points` is known."""
+        """(samples, 11): where the fit may move once the val_bpb of `points` is known."""
         slope = gradient(self.theta, points, self.prior, self.unique_tokens)
         towards = self.covariance @ slope.T
         seen = slope @ towards + observation_covariance(points, self.prior)
@@ -199,10 +217,10 @@ def _prior_precision(theta: Array, mean: Array, sd: Array) -> Array:
 
 
 def gradient(theta: Array, points: Points, prior: Prior, unique_tokens: float) -> Array:
-    """(n, 10) by central differences, in steps of a thousandth of the prior's standard deviations."""
+    """(n, 11) by central differences, in steps of a thousandth of the prior's standard deviations."""
     steps = 1e-3 * np.array(prior.sd)
     shifts = np.concatenate([np.diag(steps), -np.diag(steps)])
-    values = predict(theta + shifts, points, prior, unique_tokens)  # (20, n)
+    values = predict(theta + shifts, points, prior, unique_tokens)  # (22, n)
     return ((values[: len(steps)] - values[len(steps) :]) / (2 * steps[:, None])).T
 
 

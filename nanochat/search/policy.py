@@ -6,7 +6,7 @@ the expected gain of the final run (Frazier, Powell & Dayanik 2009, "The Knowled
 Beliefs") exceeds several times what its time would have brought.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
 SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
+SHORTER = 2**-0.5  # of a training of repeated data each shorter one that is considered, down to going through it once
 X0, ROWS = NAMES.index("x0"), "device_batch_size"
 Array = np.ndarray
 
@@ -104,6 +105,8 @@ class BudgetPolicy:
     def forecast(self, config: Config) -> tuple[float, float]:
         """The same for a training by the clock, which has its tokens only if its throughput is what is believed."""
         mean, sd = self.predict(config, config.tokens)
+        if config.ends_early:
+            return mean, sd
         off = np.exp(self._rates.sd(config.depth))
         more, fewer = (self.predict(config, config.tokens * factor)[0] for factor in (off, 1 / off))
         return mean, float(np.hypot(sd, (more - fewer) / 2))
@@ -171,7 +174,10 @@ class BudgetPolicy:
         config = self.best(seconds, self.device.final_devices)
         mean, sd = self.forecast(config)
         learned = f"after {len(self.observations)} trials" if self.observations else "by what is known beforehand"
-        return Commit(config, seconds, f"lowest predicted val_bpb {learned}: {mean:.3f} ± {1.645 * sd:.3f}")
+        why = f"lowest predicted val_bpb {learned}: {mean:.3f} ± {1.645 * sd:.3f}"
+        if config.ends_early:
+            why += f"; to go through the text more than {config.tokens / self.unique_tokens:.1f} times would harm it"
+        return Commit(config, seconds, why)
 
     def best(self, seconds: float, devices: float = 1.0, min_steps: float | None = None) -> Config:
         """The configuration with the lowest predicted val_bpb after so many seconds of training."""
@@ -188,7 +194,10 @@ class BudgetPolicy:
         return self.space.domains.get(name)
 
     def _grid(self, seconds: float, devices: float, min_steps: float | None = None) -> list[Config]:
-        """Every depth and batch with enough steps; where none has, those with the most. No more than the space has."""
+        """Every depth and batch with enough steps; where none has, those with the most. No more than the space has.
+
+        Where that is more than once through the data, shorter ones too.
+        """
         domain = self._domain("num_iterations")
         least = min_steps or (domain.low if domain else MIN_STEPS)
         most_steps = domain.high if domain else np.inf
@@ -203,7 +212,16 @@ class BudgetPolicy:
         ]
         enough = [config for config in made if config.num_iterations >= least]
         most = max(config.num_iterations for config in made)
-        return enough or [config for config in made if config.num_iterations == most]
+        enough = enough or [config for config in made if config.num_iterations == most]
+        fewest = domain.low if domain else MIN_TRIAL_STEPS
+        return [*enough, *(short for config in made for short in self._shorter(config, fewest))]
+
+    def _shorter(self, config: Config, fewest: float) -> Iterator[Config]:
+        """The same with fewer iterations, of a training that goes through the data more than once."""
+        steps = config.num_iterations * SHORTER
+        while steps >= fewest and steps * config.total_batch_size >= self.unique_tokens:
+            yield replace(config, num_iterations=int(steps), ends_early=True)
+            steps *= SHORTER
 
     def _values(self, thetas: Array, configs: Sequence[Config]) -> Array:
         """(samples, configs): predicted val_bpb, each with the learning rate that is best by its sample."""
@@ -330,7 +348,21 @@ class BudgetPolicy:
             both = [self.at(depth, small.total_batch_size, budget_s, small.lr_multiplier)
                     for depth in (favourite.depth, other)]  # fmt: skip
             packages.append(self._named("depths", both, budget_s))
+        packages.append(self._lengths(favourite))
         return [package for package in packages if package]
+
+    def _lengths(self, favourite: Config) -> list[Trial]:
+        """Of a training that ends early: as long as is thought to be best, and twice as long."""
+        if not favourite.ends_early:
+            return []
+        seconds = favourite.tokens / self.tokens_per_second(favourite.depth, favourite.total_batch_size)
+        return [
+            Trial(
+                replace(favourite, num_iterations=factor * favourite.num_iterations), factor * seconds,
+                "to see how often the text helps",
+            )
+            for factor in (1, 2)
+        ]  # fmt: skip
 
     def _named(self, what: str, configs: list[Config], budget_s: float) -> list[Trial]:
         """The package, unless one of it would tell nothing or two are the same."""

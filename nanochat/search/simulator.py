@@ -7,7 +7,7 @@ import numpy as np
 
 from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
 from nanochat.search.law import NAMES, PUBLISHED, Points, Prior, fit, predict
-from nanochat.search.policy import BudgetPolicy
+from nanochat.search.policy import SHORTER, BudgetPolicy
 from nanochat.search.priors import SMALL
 from nanochat.search.space import Space
 
@@ -111,7 +111,11 @@ class World:
     def clairvoyant(self, space: Space, cap_s: float) -> float:
         """The best that could be had if everything were known, without the luck of a seed."""
         seconds = cap_s - self.machine.overheads.final_s - self.machine.overheads.reserve_s
-        return float(self.quality(self.full_length(space, seconds)).min())
+        longest = self.full_length(space, seconds)
+        unique, shares = self.machine.unique_tokens, SHORTER ** np.arange(40)
+        shorter = [replace(config, num_iterations=int(share * config.num_iterations)) for config in longest
+                   for share in shares if share * config.tokens >= unique]  # fmt: skip
+        return float(self.quality([*longest, *shorter]).min())
 
     def full_length(self, space: Space, seconds: float) -> list[Config]:
         """Every depth and batch of a space for so long, with the learning rate that is best in this world."""
@@ -151,7 +155,9 @@ def simulate(policy: BudgetPolicy, world: World) -> Outcome:
         now += startup_s + train_s + overheads.evaluation_s
         policy.observe(Observation(decision.config, done.tokens, train_s, startup_s, rate, val_bpb))
     explored_s = now
-    config = replace(decision.config, num_iterations=2 * decision.config.num_iterations)  # the clock ends it
+    config = decision.config
+    if not config.ends_early:
+        config = replace(config, num_iterations=2 * config.num_iterations)  # the clock ends it
     done, achieved, _ = world.train(config, decision.budget_s)
     mean, sd = policy.forecast(decision.config)
     ended_s = explored_s + overheads.final_s + decision.budget_s + overheads.reserve_s

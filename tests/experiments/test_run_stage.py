@@ -292,6 +292,17 @@ def test_a_run_goes_on_with_its_data_where_a_new_one_would_take_other(whole, cap
     assert "data tinyworld" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("options", "told"), [
+    (("--hardware", "h100", "--data", "tinyworld"), True), (("--hardware", "h100"), False),
+    (("--hardware", "cpu"), False), (("--hardware", "h100", "--data", "tinyworld", "--stage", "tokenizer"), False),
+])  # fmt: skip
+def test_a_small_text_that_a_model_would_know_by_heart_is_told(tmp_path, capsys, options, told):
+    assert run_stage_script.main([*options, "--plan", "--runs-dir", str(tmp_path)]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if "by heart" in line]
+    assert bool(found) == told
+    assert all("--data climbmix or fineweb-edu" in line for line in found)
+
+
 def test_calibrating_makes_the_plan_surer(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(preparation, "CALIBRATION_S", 1.0)

@@ -114,8 +114,25 @@ def test_the_plan_knows_how_much_text_there_is_before_it_is_tokenised(tmp_path):
             policy.best(policy.final_seconds(0.0))
             for policy in (search.policy, search._policy(counted), search._policy(math.inf))
         )
-        assert chosen.depth == told.depth > untold.depth
+        assert chosen.depth == told.depth
+        assert chosen.tokens == pytest.approx(told.tokens, rel=0.5)
+        assert (chosen.ends_early, told.ends_early, untold.ends_early) == (True, True, False)
     assert search_of(tmp_path / "r", 6.0, data="climbmix", chat="public").policy.unique_tokens > 1e11
+
+
+def test_where_the_text_is_little_the_final_run_ends_before_its_hours(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: CPU)
+    (tmp_path / "words.txt").write_text("a few words\n\n" * 10_000)
+    asked = ["--hours", "6", "--data", str(tmp_path / "words.txt"), "--plan", "--runs-dir", str(tmp_path / "runs")]
+    assert cli.run(tune_budget.main, asked) == 0
+    assert "would harm the model, so its training ends before the hours do" in " ".join(capsys.readouterr().out.split())
+    search = search_of(tmp_path / "r", 6.0, data=asked[3])
+    config, record = search.commit(search.policy._commit(60.0), 60.0, tmp_path)
+    (base,) = (stage for stage in search.run.plan(record).stages if stage.stage == "base")
+    assert base.iterations == config.base.num_iterations == search.choice()["config"]["num_iterations"]
+    assert base.seconds < 3600
+    assert "times would harm it" in record["reasons"][0]
+    assert not any("by heart" in reason for reason in record["reasons"]), "it is not"
 
 
 @pytest.mark.parametrize(("prepared", "limited"), [(None, True), (20_000, False)])

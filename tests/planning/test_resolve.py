@@ -336,13 +336,3 @@ def test_what_this_machine_cannot_do_is_refused_before_anything_is_prepared():
 def test_a_large_gpu_takes_more_rows():
     assert [resolved(DATA_SHEETS[name]).config.base.device_batch_size for name in ("a100-40gb", "h100", "h200")] == [
         4, 32, 64]  # fmt: skip
-
-
-@pytest.mark.parametrize(("hardware", "data", "told"), [
-    (DATA_SHEETS["h100"], "tinyworld", True), (DATA_SHEETS["h100"], "climbmix", False), (CPU, "tinyworld", False),
-])  # fmt: skip
-def test_a_small_text_that_a_large_model_would_know_by_heart_is_told(hardware, data, told):
-    config = resolved(hardware, data=data).config
-    found = [reason for reason in cost_reasons(config, estimate(config, hardware)) if "by heart" in reason]
-    assert bool(found) == told
-    assert all("--data climbmix or fineweb-edu" in reason for reason in found)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.search.law import NAMES, PUBLISHED, Points, bowl, effective_tokens, fit, gradient, predict
-from nanochat.search.priors import prior_for
+from nanochat.search.law import NAMES, PUBLISHED, Points, bowl, fit, gradient, overfitting, predict, useful_epochs
+from nanochat.search.priors import SMALL_TEXT, prior_for
 
 MEAN, SD = np.array(PUBLISHED.mean), np.array(PUBLISHED.sd)
 ROWS = [(1e8 * size, 2e9 * size, 2.0**19, lr) for size in (0.1, 0.3, 1.0) for lr in (0.4, 1.0, 2.5)]
@@ -31,12 +31,25 @@ def test_batch_learning_rate_and_steps_have_their_optima():
     assert at(2**19, 1, tokens=100 * 2**19) > at(2**19, 1, tokens=600 * 2**19) + 0.1
 
 
-@given(st.floats(1e3, 1e12), st.floats(1e3, 1e12))
-def test_repeated_tokens_are_worth_less_and_never_nothing(tokens, unique):
-    worth = float(effective_tokens(np.array(tokens), unique))
-    assert worth <= tokens * (1 + 1e-9)
-    assert worth == tokens or unique * (1 - 1e-9) <= worth < unique * 14
-    assert float(effective_tokens(np.array(2 * tokens), unique)) >= worth
+@given(st.floats(1e3, 1e12), st.floats(1e3, 1e12), st.floats(1e4, 1e10))
+def test_what_is_gone_through_again_and_again_is_learned_by_heart(tokens, unique, parameters):
+    """The more so the larger the model, and not at all the first time."""
+    often, more_often, larger = overfitting(
+        Points.of([(parameters, tokens, 1, 1), (parameters, 2 * tokens, 1, 1), (2 * parameters, tokens, 1, 1)]), unique
+    )
+    assert often == 0 if tokens <= unique else 0 < often < min(more_often, larger)
+    assert overfitting(Points.of([(parameters, tokens, 1, 1)]), np.inf) == 0
+
+
+def test_repeating_a_text_helps_at_first_and_then_harms():
+    """Not in the same way for every size: a smaller model may go through it more often."""
+    assert 2 < useful_epochs(SMALL_TEXT, 1e6, 1e5) < useful_epochs(SMALL_TEXT, 1e5, 1e5) < 30
+    often = np.geomspace(1, 64, 50)
+    by_epochs = predict(np.array(SMALL_TEXT.mean), Points.of([(1e6, 1e5 * count, 1024, 5.0) for count in often]),
+                        SMALL_TEXT, 1e5)  # fmt: skip
+    best = int(np.argmin(by_epochs))
+    assert np.all(np.diff(by_epochs[: best + 1]) < 0)
+    assert np.all(np.diff(by_epochs[best:]) > 0)
 
 
 def test_the_bowl_is_square_inside_and_straight_outside():

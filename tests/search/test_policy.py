@@ -181,6 +181,28 @@ def test_a_forecast_knows_how_well_throughput_is_known():
     assert abs(off) == pytest.approx(np.sqrt(sd**2 - certain**2), rel=0.3)
 
 
-def test_repeated_data_calls_for_a_larger_model_or_no_more_tokens():
+def test_repeated_data_calls_for_a_larger_model_and_fewer_tokens():
     plenty, scarce = policy(12), policy(12, replace(MACHINE, unique_tokens=2e8))
     assert scarce.best(40_000).depth >= plenty.best(40_000).depth
+    assert scarce.best(40_000).tokens < 0.8 * plenty.best(40_000).tokens
+
+
+@pytest.mark.parametrize("hours", [6, 24])
+def test_no_hours_are_spent_on_learning_a_small_text_by_heart(hours):
+    """More hours than the data is good for buy nothing, and the clock does not go on for them."""
+    machine = replace(MACHINE, unique_tokens=1e7)
+    committed = policy(hours, machine)._commit(0.0)
+    assert committed.config.ends_early
+    assert 1 < committed.config.tokens / 1e7 < 40
+    assert f"more than {committed.config.tokens / 1e7:.1f} times would harm it" in committed.why
+    outcome = simulate(policy(hours, machine), World(machine, 0))
+    assert outcome.config.ends_early
+    assert outcome.quality < World(machine, 0).quality([replace(outcome.config, num_iterations=10**6)])[0] - 0.1
+    mean, sd = policy(hours, machine).forecast(committed.config)
+    assert (mean, sd) == policy(hours, machine).predict(committed.config, committed.config.tokens), "not by the clock"
+
+
+def test_a_clairvoyant_does_not_learn_by_heart_either():
+    machine = replace(MACHINE, unique_tokens=1e7)
+    few, many = (World(machine, 0).clairvoyant(SPACE, hours * 3600) for hours in (6, 24))
+    assert few == pytest.approx(many, abs=0.005)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from experiments.benchmarks import short_training
@@ -20,9 +21,15 @@ from nanochat.model import Transformer, count_parameters
 from nanochat.planning.hardware import Hardware, detect_hardware
 from nanochat.planning.resolve import Request, resolve
 from nanochat.run import read_json
+from nanochat.search.law import NAMES, Points, fit, predict
+from nanochat.search.priors import SMALL_TEXT
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.pipeline import build_trainee, prepare_process
 from nanochat.workers import Workers
+
+NEAR = 0.3  # val_bpb above the best of as many unique tokens
+FEWEST_STEPS, FEWEST_ROWS = 40, 12
+GRID = ((6.0, 12.0, 25.0, 50.0, np.inf), (0.0, 0.125, 0.25, 0.375, 0.5), (0.75, 1.0, 1.25, 1.5, 1.75))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--most-tokens", type=int, default=4_000_000, help="of a training; longer ones are left out")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="on")
     parser.add_argument("--threads", type=int, help="of each matrix product (default: every core)")
     parser.add_argument("--out", type=Path, default=Path("epochs.json"), help="rows; those in it are not done again")
 
@@ -48,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     print(hardware.describe())
     done: dict[str, dict] = read_json(args.out) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        asked = Request(data=args.data, total_batch_size=args.batch_tokens, seed=args.seed, compile="on",
-                        stages=("tokenizer", "base"))  # fmt: skip
+        asked = Request(data=args.data, total_batch_size=args.batch_tokens, seed=args.seed,
+                        compile=args.compile, stages=("tokenizer", "base"))  # fmt: skip
         tokenizer = Tokenizer.train(sources.tokenizer_texts(20_000_000), _config(asked, hardware).tokenizer.vocab_size)
         for unique, epochs, depth in product(args.unique, args.epochs, args.depths):
-            name = f"depth {depth}, {unique} tokens, {epochs} epochs, batch {args.batch_tokens}, seed {args.seed}"
+            name = f"{Path(args.data).name}, depth {depth}, {unique} tokens, {epochs} epochs, seed {args.seed}"
             if name not in done and unique * epochs <= args.most_tokens:
                 config = _config(replace(asked, depth=depth), hardware)
                 done[name] = _train(config, sources, tokenizer, unique, epochs, Path(scratch))
@@ -61,7 +69,36 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{name}: {row['parameters'] / 1e6:.2f}M parameters, {row['unique_tokens']:,} unique tokens, "
                       f"{row['tokens']:,} in all, val_bpb {row['val_bpb']:.4f}, of what was trained on "
                       f"{row['train_bpb']:.4f}, {row['seconds']:.0f} s", flush=True)  # fmt: skip
+    _tell_fit(list(done.values()))
     return 0
+
+
+def _tell_fit(rows: list[dict]) -> None:
+    """What the law makes of those that a search would look at: not of far too many tokens, nor of far too few steps.
+
+    How good a text of some size is at all is left to it, as a search has one text: only differences are judged.
+    """
+    best: dict[int, float] = {}
+    for row in rows:
+        best[row["unique_tokens"]] = min(row["val_bpb"], best.get(row["unique_tokens"], np.inf))
+    rows = [row for row in rows if row["val_bpb"] < best[row["unique_tokens"]] + NEAR
+            and row["tokens"] >= FEWEST_STEPS * row["batch"]]  # fmt: skip
+    if len(rows) < FEWEST_ROWS:
+        return
+    points = Points.of([(row["parameters"], row["tokens"], row["batch"], row["lr_multiplier"]) for row in rows])
+    unique, seen = (np.array([row[name] for row in rows], dtype=float) for name in ("unique_tokens", "val_bpb"))
+    found = []
+    for usable, by_size, by_repeats in product(*GRID):
+        prior = replace(SMALL_TEXT, usable=usable, by_size=by_size, by_repeats=by_repeats)
+        levels = np.zeros(len(rows))
+        for _ in range(4):  # in turn the law and the texts' levels
+            theta = fit(prior, points, seen - levels, unique).theta
+            left = seen - predict(theta, points, prior, unique)
+            levels = np.array([left[unique == each].mean() for each in unique])
+        found.append((float((left - levels).std()), usable, by_size, by_repeats, float(theta[NAMES.index("ln_P")])))
+    print(f"\nThe law of {len(rows)} of them, what it leaves unexplained (standard deviation) with the best figures:")
+    for off, usable, by_size, by_repeats, ln_p in sorted(found)[:5]:
+        print(f"{off:.4f} val_bpb: usable {usable:g}, by_size {by_size:g}, by_repeats {by_repeats:g}, ln_P {ln_p:.2f}")
 
 
 def _config(request: Request, hardware: Hardware) -> RunConfig:

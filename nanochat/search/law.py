@@ -23,8 +23,6 @@ import numpy as np
 
 NAMES = ("E", "ln_K", "ln_r", "a", "b", "lB", "e", "x0", "ln_kB", "ln_kL", "ln_P")
 TOO_FEW, STEP_SCALE = 0.4, 80.0
-BY_SIZE, BY_REPEATS = 0.25, 1.25  # q and p of what knowing the data by heart costs
-USABLE = 25.0  # parameters for each unique token; more change little
 MOST_EPOCHS = 1000.0
 FREEDOM = 5.0  # degrees of the Student-t priors
 ITERATIONS = 12
@@ -44,6 +42,12 @@ class Prior:
     """Standard deviation of val_bpb between seeds."""
     model_error: float = 0.003
     """That of what the law misses, shared by runs that are alike."""
+    usable: float = 25.0
+    """Parameters a unique token; more change little."""
+    by_size: float = 0.25
+    """q of what learning by heart costs."""
+    by_repeats: float = 1.25
+    """p of it."""
     source: str = "published runs"
     runs: tuple[tuple[float, float, float, float, float], ...] = ()
     """Trainings that come with it: parameters, tokens, batch, lr_multiplier, val_bpb."""
@@ -79,37 +83,33 @@ class Points:
         return list(zip(*(part.tolist() for part in vars(self).values()), strict=True))
 
 
-def predict(theta: Array, points: Points, prior: Prior, unique_tokens: float = np.inf) -> Array:
+def predict(theta: Array, points: Points, prior: Prior, unique_tokens: float | Array = np.inf) -> Array:
     """val_bpb by the law.
 
     Args:
         theta: (..., 11) numbers of the law, in the order of `NAMES`.
         points: of shape (n,).
+        unique_tokens: of the data; of shape (n,) where these are trainings on different data.
 
     Returns:
         (..., n)
     """
     E, ln_K, ln_r, a, b, lB, e, x0, ln_kB, ln_kL, ln_P = np.moveaxis(np.asarray(theta)[..., None], -2, 0)
-    ln_n = np.log(usable_parameters(points.parameters, unique_tokens) / prior.reference_parameters)
+    usable = points.parameters * used_share(points.parameters / prior.usable / unique_tokens)
+    ln_n = np.log(usable / prior.reference_parameters)
     ln_d = np.log(points.tokens / prior.reference_parameters)
     level = E + np.exp(ln_K) * (np.exp(-a * ln_n) + a / b * np.exp(-b * (ln_d - ln_r)))
     best = lB + e * np.log2(points.tokens / prior.reference_tokens) + np.log2(prior.reference_batch)
     off = np.exp(ln_kB) * bowl(np.log2(points.batch) - best) + np.exp(ln_kL) * bowl(np.log2(points.lr_multiplier) - x0)
     too_few = TOO_FEW * np.exp(-points.tokens / points.batch / STEP_SCALE)
-    by_heart = np.exp(ln_P) * overfitting(points, unique_tokens)
+    repeats = np.maximum(points.tokens / unique_tokens - 1, 0)
+    by_heart = np.exp(ln_P) * (usable / unique_tokens) ** prior.by_size * repeats**prior.by_repeats
     return level + (points.tokens / 1e9) ** -0.2 * off + too_few + by_heart
 
 
-def overfitting(points: Points, unique_tokens: float) -> Array:
-    """How much a model of that size learns by heart of data gone through that often, in units of P."""
-    repeats = np.maximum(points.tokens / unique_tokens - 1, 0)
-    return (usable_parameters(points.parameters, unique_tokens) / unique_tokens) ** BY_SIZE * repeats**BY_REPEATS
-
-
-def usable_parameters(parameters: Array, unique_tokens: float) -> Array:
-    """All of them where data is plenty, and `USABLE` a unique token where it is little."""
-    most = USABLE * unique_tokens
-    return parameters if np.isinf(most) else most * -np.expm1(-parameters / most)
+def used_share(plenty: Array) -> Array:
+    """Of a model's parameters that data makes use of, where these are `plenty` times what it can make use of."""
+    return np.where(plenty < 1e-8, 1.0, -np.expm1(-plenty) / np.maximum(plenty, 1e-8))
 
 
 def useful_epochs(prior: Prior, parameters: float, unique_tokens: float) -> float:
@@ -131,7 +131,7 @@ class Fit:
     """The law after some observations."""
 
     prior: Prior
-    unique_tokens: float
+    unique_tokens: float | Array
     theta: Array
     covariance: Array
     seen: Points | None = None
@@ -157,7 +157,7 @@ class Fit:
         return self.theta + (towards @ steps).T
 
 
-def fit(prior: Prior, points: Points | None, val_bpb: Array, unique_tokens: float = np.inf) -> Fit:
+def fit(prior: Prior, points: Points | None, val_bpb: Array, unique_tokens: float | Array = np.inf) -> Fit:
     """The numbers of the law that make prior and observations most likely; from several starts, the best."""
     mean, sd = np.array(prior.mean), np.array(prior.sd)
     if prior.runs:
@@ -186,7 +186,7 @@ def fit(prior: Prior, points: Points | None, val_bpb: Array, unique_tokens: floa
 
 
 def _descend(
-    theta: Array, loss: Any, points: Points, val_bpb: Array, inverse: Array, prior: Prior, unique_tokens: float
+    theta: Array, loss: Any, points: Points, val_bpb: Array, inverse: Array, prior: Prior, unique_tokens: float | Array
 ) -> Array:
     """Gauss-Newton with step halving; the Student-t priors as reweighted Gaussians."""
     mean, sd = np.array(prior.mean), np.array(prior.sd)
@@ -216,7 +216,7 @@ def _prior_precision(theta: Array, mean: Array, sd: Array) -> Array:
     return np.diag(weights / sd**2)
 
 
-def gradient(theta: Array, points: Points, prior: Prior, unique_tokens: float) -> Array:
+def gradient(theta: Array, points: Points, prior: Prior, unique_tokens: float | Array) -> Array:
     """(n, 11) by central differences, in steps of a thousandth of the prior's standard deviations."""
     steps = 1e-3 * np.array(prior.sd)
     shifts = np.concatenate([np.diag(steps), -np.diag(steps)])

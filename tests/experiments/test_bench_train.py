@@ -1,17 +1,24 @@
 """The training benchmark: what it prints is what it measured."""
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from experiments import bench
+from experiments.benchmarks import epochs
 from experiments.benchmarks.train import StepTime, measure, report
 from nanochat.errors import UserError
 from nanochat.model import ModelConfig, train_flops_per_token
+from nanochat.search.law import Points, predict
+from nanochat.search.priors import SMALL_TEXT
 
 TINY = ["--depth", "1", "--vocab-size", "64", "--seq-len", "16", "--batch-tokens", "64", "--steps", "3"]
 
@@ -90,3 +97,41 @@ def test_fast_and_plain_are_judged_beside_what_seeds_make(
         assert difference == pytest.approx((sum(found[name]) - sum(found[beside])) / 2, abs=1.1e-4)
         assert abs(difference) < 0.05
         assert found[name] != found[beside]
+
+
+@pytest.mark.usefixtures("settings_restored")
+def test_trainings_of_more_and_more_epochs_are_told_and_not_done_twice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, rows = tmp_path / "text.txt", tmp_path / "rows.json"
+    text.write_text("\n\n".join(f"{number} and {number % 7} are numbers" for number in range(6000)))
+    asked = ["epochs", "--data", str(text), "--depths", "1", "2", "--unique", "4000", "--epochs", "1", "3", "--compile",
+             "off", "--batch-tokens", "512", "--most-tokens", "9000", "--out", str(rows)]  # fmt: skip
+    assert bench.main(asked) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "val_bpb" in line]
+    assert len(told) == 2
+    found = json.loads(rows.read_text()).values()
+    assert [row["depth"] for row in found] == [1, 2]
+    assert all(3500 < row["tokens"] <= 4096 and row["val_bpb"] > row["train_bpb"] > 0 for row in found)
+    monkeypatch.setattr(epochs, "_train", lambda *again: pytest.fail("it was done"))
+    assert bench.main(asked) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "val_bpb" in line] == told
+
+
+def test_the_law_of_trainings_is_found_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = replace(SMALL_TEXT, usable=12.0, by_size=0.25, by_repeats=1.5)
+    points = Points.of([(size, unique * often, 1024, 5.0) for size in (1e5, 5e5, 2e6, 8e6) for unique in (1e5, 4e5)
+                        for often in (1, 2, 4, 6)])  # fmt: skip
+    unique = np.tile(np.repeat([1e5, 4e5], 4), 4)
+    seen = predict(np.array(truth.mean), points, truth, unique) + np.where(unique == 1e5, 0.05, -0.05)
+    names = ("parameters", "tokens", "batch", "lr_multiplier", "unique_tokens", "val_bpb")
+    monkeypatch.setattr(epochs, "GRID", ((12.0,), (0.0, 0.25, 0.5), (0.75, 1.5, 2.25)))
+    epochs._tell_fit([
+        dict(zip(names, (*point, count, bpb), strict=True))
+        for point, count, bpb in zip(points.rows(), unique.tolist(), seen.tolist(), strict=True)
+    ])  # fmt: skip
+    best, second = capsys.readouterr().out.splitlines()[2:4]
+    assert "by_size 0.25, by_repeats 1.5" in best
+    assert 1.3 * float(best.split()[0]) < float(second.split()[0])

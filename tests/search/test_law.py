@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.search.law import NAMES, PUBLISHED, Points, bowl, fit, gradient, overfitting, predict, useful_epochs
+from nanochat.search.law import NAMES, PUBLISHED, Points, bowl, fit, gradient, predict, used_share, useful_epochs
 from nanochat.search.priors import SMALL_TEXT, prior_for
 
 MEAN, SD = np.array(PUBLISHED.mean), np.array(PUBLISHED.sd)
@@ -32,13 +32,28 @@ def test_batch_learning_rate_and_steps_have_their_optima():
 
 
 @given(st.floats(1e3, 1e12), st.floats(1e3, 1e12), st.floats(1e4, 1e10))
-def test_what_is_gone_through_again_and_again_is_learned_by_heart(tokens, unique, parameters):
-    """The more so the larger the model, and not at all the first time."""
-    often, more_often, larger = overfitting(
-        Points.of([(parameters, tokens, 1, 1), (parameters, 2 * tokens, 1, 1), (2 * parameters, tokens, 1, 1)]), unique
-    )
-    assert often == 0 if tokens <= unique else 0 < often < min(more_often, larger)
-    assert overfitting(Points.of([(parameters, tokens, 1, 1)]), np.inf) == 0
+def test_only_what_is_gone_through_again_is_learned_by_heart(tokens, unique, parameters):
+    """The more so the more often and the larger the model, as far as the data can make use of it."""
+    often = np.array([tokens, 2 * tokens, tokens])
+    points = Points(np.array([parameters, parameters, 2 * parameters]), often, np.ones(3), np.ones(3))
+    none = MEAN.copy()
+    none[NAMES.index("ln_P")] = -np.inf
+    by_heart = predict(MEAN, points, PUBLISHED, unique) - predict(none, points, PUBLISHED, unique)
+    rounding = 1e-12 * predict(MEAN, points, PUBLISHED, unique)
+    assert np.all(by_heart[often <= unique] == 0)
+    assert np.all(by_heart[often > unique] >= 0)
+    assert by_heart[1] >= by_heart[0] - rounding[1]
+    assert by_heart[2] >= by_heart[0] - rounding[2]
+
+
+@given(st.floats(1e4, 1e12))
+def test_parameters_count_as_far_as_the_data_can_use_them(parameters):
+    unique = np.array([np.inf, 1e3 * parameters, parameters, 1e-3 * parameters])
+    used = parameters * used_share(parameters / 25 / unique)
+    assert used[0] == parameters
+    assert used[1] == pytest.approx(parameters, rel=1e-3)
+    assert used[2] == pytest.approx(parameters, rel=0.03)
+    assert used[3] == pytest.approx(25e-3 * parameters, rel=1e-3)
 
 
 def test_repeating_a_text_helps_at_first_and_then_harms():

@@ -171,7 +171,7 @@ class BudgetSearch:
         policy = BudgetPolicy(
             self.space,
             self.asked.cap_s,
-            prior_for(on, self.asked.request.data),
+            prior_for(on, self.asked.request.data, unique_tokens),
             Overheads(start_s, WARM_START_S[on], EVALUATION_S[on], FINAL_START_S[on] + compile_s, self._reserve_s()),
             unique_tokens,
             self.asked.request.seed,

@@ -133,7 +133,7 @@ def _repeats(config: RunConfig, plan: Plan, hardware: Hardware) -> list[str]:
         return []
     there = unique_tokens(config)
     epochs = next(stage.tokens for stage in plan.stages if stage.stage == "base") / there
-    prior = prior_for(hardware.device_type, config.data)
+    prior = prior_for(hardware.device_type, config.data, there)
     useful = useful_epochs(prior, count_parameters(config.model).scaling, there)
     if epochs < FAR_TOO_MANY * useful:
         return []

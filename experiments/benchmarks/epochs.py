@@ -29,7 +29,8 @@ from nanochat.workers import Workers
 
 NEAR = 0.3  # val_bpb above the best of as many unique tokens
 FEWEST_STEPS, FEWEST_ROWS = 40, 12
-GRID = ((6.0, 12.0, 25.0, 50.0, np.inf), (0.0, 0.125, 0.25, 0.375, 0.5), (0.75, 1.0, 1.25, 1.5, 1.75))
+GRID_NAMES = ("usable", "by_size", "by_data", "by_repeats")
+GRID = ((6.0, 12.0, 25.0, np.inf), (0.1, 0.2, 0.3, 0.4), (0.4, 0.6, 0.8), (0.9, 1.05, 1.2, 1.35))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,17 +89,18 @@ def _tell_fit(rows: list[dict]) -> None:
     points = Points.of([(row["parameters"], row["tokens"], row["batch"], row["lr_multiplier"]) for row in rows])
     unique, seen = (np.array([row[name] for row in rows], dtype=float) for name in ("unique_tokens", "val_bpb"))
     found = []
-    for usable, by_size, by_repeats in product(*GRID):
-        prior = replace(SMALL_TEXT, usable=usable, by_size=by_size, by_repeats=by_repeats)
+    for numbers in product(*GRID):
+        prior = replace(SMALL_TEXT, **dict(zip(GRID_NAMES, numbers, strict=True)))
         levels = np.zeros(len(rows))
         for _ in range(4):  # in turn the law and the texts' levels
             theta = fit(prior, points, seen - levels, unique).theta
             left = seen - predict(theta, points, prior, unique)
             levels = np.array([left[unique == each].mean() for each in unique])
-        found.append((float((left - levels).std()), usable, by_size, by_repeats, float(theta[NAMES.index("ln_P")])))
+        found.append((float((left - levels).std()), *numbers, float(theta[NAMES.index("ln_P")])))
     print(f"\nThe law of {len(rows)} of them, what it leaves unexplained (standard deviation) with the best figures:")
-    for off, usable, by_size, by_repeats, ln_p in sorted(found)[:5]:
-        print(f"{off:.4f} val_bpb: usable {usable:g}, by_size {by_size:g}, by_repeats {by_repeats:g}, ln_P {ln_p:.2f}")
+    for off, *numbers in sorted(found)[:5]:
+        told = ", ".join(f"{name} {value:.3g}" for name, value in zip((*GRID_NAMES, "ln_P"), numbers, strict=True))
+        print(f"{off:.4f} val_bpb: {told}")
 
 
 def _config(request: Request, hardware: Hardware) -> RunConfig:

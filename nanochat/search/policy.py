@@ -27,6 +27,7 @@ CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
 SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
+ALL_BUT = 0.1  # of what two seeds differ by
 SHORTER = 2**-0.5  # of a training of repeated data each shorter one that is considered, down to going through it once
 X0, ROWS = NAMES.index("x0"), "device_batch_size"
 Array = np.ndarray
@@ -180,10 +181,14 @@ class BudgetPolicy:
         return Commit(config, seconds, why)
 
     def best(self, seconds: float, devices: float = 1.0, min_steps: float | None = None) -> Config:
-        """The configuration with the lowest predicted val_bpb after so many seconds of training."""
+        """The configuration with the lowest predicted val_bpb after so many seconds of training. Where that ends before
+        them, the shortest of those that are all but as good."""
         configs = self._grid(seconds, devices, min_steps)
         values = self._values(self.fit.theta[None], configs)[0]
         best, lr = configs[int(np.argmin(values))], self._best_lr(self.fit.theta[X0])
+        if best.ends_early:
+            alike = [configs[place] for place in np.flatnonzero(values <= values.min() + ALL_BUT * self.prior.noise)]
+            best = min(alike, key=lambda c: c.tokens / self.tokens_per_second(c.depth, c.total_batch_size))
         return replace(best, lr_multiplier=lr, settings=self._settings)
 
     def _best_lr(self, x0: float) -> float:

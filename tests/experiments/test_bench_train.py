@@ -121,17 +121,17 @@ def test_trainings_of_more_and_more_epochs_are_told_and_not_done_twice(
 def test_the_law_of_trainings_is_found_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth = replace(SMALL_TEXT, usable=12.0, by_size=0.25, by_repeats=1.5)
+    truth = replace(SMALL_TEXT, usable=12.0, by_size=0.25, by_data=0.6, by_repeats=1.5)
     points = Points.of([(size, unique * often, 1024, 5.0) for size in (1e5, 5e5, 2e6, 8e6) for unique in (1e5, 4e5)
                         for often in (1, 2, 4, 6)])  # fmt: skip
     unique = np.tile(np.repeat([1e5, 4e5], 4), 4)
     seen = predict(np.array(truth.mean), points, truth, unique) + np.where(unique == 1e5, 0.05, -0.05)
     names = ("parameters", "tokens", "batch", "lr_multiplier", "unique_tokens", "val_bpb")
-    monkeypatch.setattr(epochs, "GRID", ((12.0,), (0.0, 0.25, 0.5), (0.75, 1.5, 2.25)))
+    monkeypatch.setattr(epochs, "GRID", ((12.0,), (0.0, 0.25, 0.5), (0.6,), (0.75, 1.5, 2.25)))
     epochs._tell_fit([
         dict(zip(names, (*point, count, bpb), strict=True))
         for point, count, bpb in zip(points.rows(), unique.tolist(), seen.tolist(), strict=True)
     ])  # fmt: skip
     best, second = capsys.readouterr().out.splitlines()[2:4]
-    assert "by_size 0.25, by_repeats 1.5" in best
+    assert "by_size 0.25, by_data 0.6, by_repeats 1.5" in best
     assert 1.3 * float(best.split()[0]) < float(second.split()[0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from experiments.benchmarks.search import gpu_space
 from nanochat.search.decisions import Commit, Observation, Trial
-from nanochat.search.policy import MAX_EXPLORED, BudgetPolicy
+from nanochat.search.policy import ALL_BUT, MAX_EXPLORED, BudgetPolicy
 from nanochat.search.simulator import BASELINES, Machine, Shift, World, gpu, simulate
 from nanochat.search.space import Domain, Space
 
@@ -200,6 +200,18 @@ def test_no_hours_are_spent_on_learning_a_small_text_by_heart(hours):
     assert outcome.quality < World(machine, 0).quality([replace(outcome.config, num_iterations=10**6)])[0] - 0.1
     mean, sd = policy(hours, machine).forecast(committed.config)
     assert (mean, sd) == policy(hours, machine).predict(committed.config, committed.config.tokens), "not by the clock"
+
+
+def test_of_what_is_all_but_as_good_the_shortest_is_trained():
+    noisy = replace(MACHINE.prior, noise=0.05)
+    subject = policy(24, replace(MACHINE, unique_tokens=1e7, prior=noisy))
+    chosen, configs = subject.best(80_000), subject._grid(80_000, 1.0)
+    values = subject._values(subject.fit.theta[None], configs)[0]
+    lowest = configs[int(np.argmin(values))]
+    assert subject.predict(chosen, chosen.tokens)[0] == pytest.approx(values.min(), abs=1.01 * ALL_BUT * noisy.noise)
+    seconds = [config.tokens / subject.tokens_per_second(config.depth, config.total_batch_size)
+               for config in (chosen, lowest)]  # fmt: skip
+    assert seconds[0] < 0.7 * seconds[1]
 
 
 def test_a_clairvoyant_does_not_learn_by_heart_either():

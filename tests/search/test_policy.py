@@ -211,7 +211,7 @@ def test_of_what_is_all_but_as_good_the_shortest_is_trained():
     assert subject.predict(chosen, chosen.tokens)[0] == pytest.approx(values.min(), abs=1.01 * ALL_BUT * noisy.noise)
     seconds = [config.tokens / subject.tokens_per_second(config.depth, config.total_batch_size)
                for config in (chosen, lowest)]  # fmt: skip
-    assert seconds[0] < 0.7 * seconds[1]
+    assert seconds[0] < 0.9 * seconds[1]
 
 
 def test_a_clairvoyant_does_not_learn_by_heart_either():

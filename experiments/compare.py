@@ -7,6 +7,7 @@ from nanochat.config import TRAINED_STAGES, to_dict, usual_chat
 from nanochat.curves import Curves, read_curves
 from nanochat.errors import UserError
 from nanochat.figures import comparison_figure
+from nanochat.planning.preparing import unique_tokens
 from nanochat.report import duration
 from nanochat.report_parts import Figure, Table, Text
 from nanochat.run import Run
@@ -139,7 +140,8 @@ def _validated_on(stage: str, run: Run) -> tuple[str, int]:
 def _verdict(stage: str, first: Run, other: Run) -> str:
     one, two = (_last(read_curves(run, stage)) for run in (first, other))
     # What trainings that differ in nothing but the seed ended apart, LOG.md and nanochat/search/priors.py.
-    noise = prior_for(first.hardware().device_type, first.config().data).noise
+    config = first.config()
+    noise = prior_for(first.hardware().device_type, config.data, unique_tokens(config)).noise
     return (
         f"{other.name} ends {stage} at val_bpb {two:.4f}, {two - one:+.4f} ({(two / one - 1):+.1%}) from {first.name}: "
         f"{_chance(two - one, math.sqrt(2) * noise)} (runs that are alike end ± {noise:g} apart)."

@@ -199,6 +199,7 @@ def train_contender(settings: dict[str, Any], contest: Contest) -> None:
 def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | None:
     """The run of a trial, made if it is new and there is time for it."""
     chosen = asdict(config)
+    del chosen["ends_early"]  # which is ours to decide on
     if search.stage == "base":
         del chosen["num_iterations"]  # as many as there is time for
     key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]

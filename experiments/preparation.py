@@ -118,30 +118,13 @@ def new_record(
     return config, {
         "request": asdict(request),
         "plan": asdict(plan),
-        "reasons": [*resolved.reasons, *_repeats(config, plan, hardware)],
+        "reasons": list(resolved.reasons),
         "hardware": asdict(hardware),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
         "unplanned_s": unplanned_s,
         "command": shlex.join(sys.argv),
     }
-
-
-def _repeats(config: RunConfig, plan: Plan, hardware: Hardware) -> list[str]:
-    """Where a new model goes through its text so often that this is believed to harm it."""
-    if "base" not in config.trained_stages or config.start_from:
-        return []
-    there = unique_tokens(config)
-    epochs = next(stage.tokens for stage in plan.stages if stage.stage == "base") / there
-    prior = prior_for(hardware.device_type, config.data, there)
-    useful = useful_epochs(prior, count_parameters(config.model).scaling, there)
-    if epochs < FAR_TOO_MANY * useful:
-        return []
-    return [
-        f"text: about {about(there)} tokens, which {epochs:,.0f} times over are learned by heart; about "
-        f"{useful:.0f} times are believed to be best for this model, and tune_budget.py chooses by that; more text is "
-        f"better still, such as --data {' or '.join(CORPORA)}"
-    ]
 
 
 def this_machine(*, fresh: bool = False) -> Hardware:
@@ -258,13 +241,22 @@ def named_data(asked: str | None, hardware: Hardware | None = None, before: obje
     Args:
         asked: what --data says, if anything.
         hardware: to plan for; None: this machine.
-        before: of the run or search of that name, if it is there: it may go on without the GPU that it began on.
+        before: of what goes on, the run or search of that name or the one to start from, where there is any.
     """
-    if asked is None and hardware is not None:
-        return usual_data(hardware.device_type)
     if asked is None:
-        return before if isinstance(before, str) else usual_data(device_type())
+        usual = usual_data(hardware.device_type if hardware else device_type())
+        return before if isinstance(before, str) else usual
     return asked if asked == TINYWORLD or asked in CORPORA else str(Path(asked).absolute())
+
+
+def data_of(name: str, runs_dir: Path) -> object:
+    """What a run, or that of a checkpoint, was asked to train on; None where it is not ours, or does not say."""
+    for place in (runs_dir / name, Path(name), Path(name).absolute().parent.parent.parent) if name else ():
+        run = Run(place.absolute())
+        if run.exists():
+            request = run.record().get("request")
+            return request.get("data") if isinstance(request, dict) else None
+    return None
 
 
 def check_hub(data: str, chat: str, stages: Sequence[str], shards: int = 1) -> None:
@@ -357,6 +349,26 @@ def show_cost(console: Console, config: RunConfig, plan: Plan) -> None:
         f"{gigabytes(plan.disk_bytes)} of disk\n",
         soft_wrap=True,
     )
+
+
+def repeats(config: RunConfig, plan: Plan, hardware: Hardware) -> list[str]:
+    """A sentence where a new model goes through its text so often that this is believed to harm it."""
+    if "base" not in config.trained_stages or config.start_from:
+        return []
+    there = unique_tokens(config)
+    epochs = next(stage.tokens for stage in plan.stages if stage.stage == "base") / there
+    if epochs <= 1:
+        return []
+    prior = prior_for(hardware.device_type, config.data, there)
+    useful = useful_epochs(prior, count_parameters(config.model).scaling, there)
+    if epochs < FAR_TOO_MANY * useful:
+        return []
+    best = "once is" if useful < 1.5 else f"{useful:.0f} times are"
+    return [
+        f"text: about {about(there)} tokens, which {epochs:,.0f} times over are learned by heart; about {best} "
+        "believed to be best for this model, and tune_budget.py chooses by that; more text is better still, such as "
+        f"--data {' or '.join(CORPORA)}"
+    ]
 
 
 def _git_commit() -> str:

@@ -24,12 +24,14 @@ from experiments.preparation import (
     add_data_arguments,
     calibrated,
     check_hub,
+    data_of,
     hardware_to_plan_for,
     named_chat,
     named_data,
     named_run,
     new_record,
     plan_of,
+    repeats,
     show_plan,
 )
 from experiments.ray_train import Scale
@@ -119,7 +121,9 @@ def main(argv: list[str]) -> int:
     console = make_console()
     run = named_run(args.mode if args.name is None else args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
-    request = _request(args, named_data(args.data, hardware, _data_before(run)))
+    before = None if hardware else data_of(run.name, args.runs_dir)
+    data = named_data(args.data, hardware, before or data_of(args.start_from, args.runs_dir))
+    request = _request(args, data)
     check_wandb(args.wandb)
     if args.calibrate and (hardware or not args.plan or args.num_workers > 1):
         raise UserError("--calibrate measures one worker on this machine, for a plan", "use it with --plan alone")
@@ -127,6 +131,7 @@ def main(argv: list[str]) -> int:
         config, record = new_record(request, args.runs_dir, hardware)
         if args.calibrate:
             config, record = new_record(request, args.runs_dir, calibrated(console, run, config, record))
+        record = _told_of_repeats(run, config, record)
         show_plan(console, run, config, record)
         return 0
     with run.owned("driver", say=lambda text: console.print(text, soft_wrap=True)):
@@ -137,6 +142,7 @@ def main(argv: list[str]) -> int:
                 needs_text = "base" in request.stages or not request.start_from
                 check_hub(request.data, request.chat, request.stages, int(needs_text))
             config, record = new_record(request, args.runs_dir)
+            record = _told_of_repeats(run, config, record)
         _check_weights(run, config)
         show_plan(console, run, config, record)
         if args.plan:
@@ -148,10 +154,9 @@ def main(argv: list[str]) -> int:
                      wandb=args.wandb)  # fmt: skip
 
 
-def _data_before(run: Run) -> object:
-    """What the run was asked to train on, where it is there."""
-    request = run.record().get("request") if run.exists() else None
-    return request.get("data") if isinstance(request, dict) else None
+def _told_of_repeats(run: Run, config: RunConfig, record: dict[str, Any]) -> dict[str, Any]:
+    told = repeats(config, run.plan(record), run.hardware(record))
+    return {**record, "reasons": [*record["reasons"], *told]}
 
 
 def _request(args: argparse.Namespace, data: str) -> Request:

@@ -31,6 +31,7 @@ from experiments.preparation import (
     check_conversations,
     check_data,
     check_hub,
+    data_of,
     hardware_to_plan_for,
     named_chat,
     named_data,
@@ -94,7 +95,8 @@ def main(argv: list[str]) -> int:
     args, console = parser().parse_args(argv), make_console()
     run = named_run(args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
-    asked = _asked(args, named_data(args.data, hardware, _request_before(run).get("data")))
+    before = None if hardware else _request_before(run).get("data")
+    asked = _asked(args, named_data(args.data, hardware, before or data_of(args.start_from, args.runs_dir)))
     check_wandb(args.wandb)
     if hardware or (args.plan and not run.directory.exists()):
         search = BudgetSearch(run, asked, hardware or _hardware(run, asked), goes_on=hardware is None)
@@ -180,7 +182,7 @@ def _asked(args: argparse.Namespace, data: str) -> Asked:
     check_data(data)
     check_conversations(chat, ordered)
     if not args.plan:
-        check_hub(data, chat, ordered)
+        check_hub(data, chat, ordered, int(about_base))
     start = "" if about_base else _start(args)
     request = Request(
         data=data,
@@ -277,9 +279,9 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir:
     chosen = search.first_choice()
     if chosen.ends_early:
         console.print(
-            f"The text has about {about(policy.unique_tokens)} tokens: to go through it more than "
-            f"{chosen.tokens / policy.unique_tokens:.1f} times would harm the model, so its training ends before the "
-            "hours do.\n",
+            f"The text has about {about(policy.unique_tokens)} tokens: about "
+            f"{chosen.tokens / policy.unique_tokens:.1f} times through it are enough, far more would harm the model, "
+            "so its training ends before the hours do.\n",
             soft_wrap=True,
         )
     console.print("What would be trained if no trial changed it:\n")

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
                         compile=args.compile, stages=("tokenizer", "base"))  # fmt: skip
         tokenizer = Tokenizer.train(sources.tokenizer_texts(20_000_000), _config(asked, hardware).tokenizer.vocab_size)
         for unique, epochs, depth in product(args.unique, args.epochs, args.depths):
-            name = f"{Path(args.data).name}, depth {depth}, {unique} tokens, {epochs} epochs, seed {args.seed}"
+            name = (f"{Path(args.data).absolute()}, depth {depth}, {unique} tokens, {epochs} epochs, batch "
+                    f"{args.batch_tokens}, seed {args.seed}")  # fmt: skip
             if name not in done and unique * epochs <= args.most_tokens:
                 config = _config(replace(asked, depth=depth), hardware)
                 done[name] = _train(config, sources, tokenizer, unique, epochs, Path(scratch))

@@ -132,8 +132,8 @@ def resolve(
             reasons.append(reason)
 
     size = (CPU_SIZES if hardware.device_type == "cpu" else GPU_SIZES)[request.mode]
-    if hardware.device_type == "cuda" and request.data == usual_data("cuda"):
-        say(f"data {request.data}: text of the web, where there is a GPU and --data does not name other")
+    if hardware.device_type == "cuda" and request.data == usual_data("cuda") and not request.start_from:
+        say(f"data {request.data}: text of the web, what a GPU trains on unless --data names other")
     model = _model(request, size, hardware, start_model, say)
     dtype, why = choose_dtype(hardware)
     say(f"compute dtype {dtype}: {why}", "compute_dtype")

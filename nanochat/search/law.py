@@ -168,6 +168,7 @@ def fit(prior: Prior, points: Points | None, val_bpb: Array, unique_tokens: floa
     """The numbers of the law that make prior and observations most likely; from several starts, the best."""
     mean, sd = np.array(prior.mean), np.array(prior.sd)
     if prior.runs:
+        assert np.ndim(unique_tokens) == 0, "they are of one text"
         points = Points.of([*(run[:4] for run in prior.runs), *(points.rows() if points else ())])
         val_bpb = np.concatenate([[run[4] for run in prior.runs], val_bpb])
     if points is None or len(val_bpb) == 0:

@@ -27,8 +27,8 @@ CAP_IN_TRIALS = 100.0  # a shorter cap buys no trials at all
 SPEED_TRIAL_S = 20.0
 SAMPLES = 64
 CANDIDATES = 80  # final configurations compared in a package's value
-ALL_BUT = 0.1  # of what two seeds differ by
-SHORTER = 2**-0.5  # of a training of repeated data each shorter one that is considered, down to going through it once
+AS_GOOD = 0.1  # of the noise of a seed: a difference that is not worth time
+LENGTHS = 2 ** (np.arange(60) / 2)  # times through repeated data that are considered
 X0, ROWS = NAMES.index("x0"), "device_batch_size"
 Array = np.ndarray
 
@@ -177,7 +177,8 @@ class BudgetPolicy:
         learned = f"after {len(self.observations)} trials" if self.observations else "by what is known beforehand"
         why = f"lowest predicted val_bpb {learned}: {mean:.3f} ± {1.645 * sd:.3f}"
         if config.ends_early:
-            why += f"; to go through the text more than {config.tokens / self.unique_tokens:.1f} times would harm it"
+            times = config.tokens / self.unique_tokens
+            why = f"all but the {why}; about {times:.1f} times through the text are enough, far more would harm it"
         return Commit(config, seconds, why)
 
     def best(self, seconds: float, devices: float = 1.0, min_steps: float | None = None) -> Config:
@@ -187,7 +188,7 @@ class BudgetPolicy:
         values = self._values(self.fit.theta[None], configs)[0]
         best, lr = configs[int(np.argmin(values))], self._best_lr(self.fit.theta[X0])
         if best.ends_early:
-            alike = [configs[place] for place in np.flatnonzero(values <= values.min() + ALL_BUT * self.prior.noise)]
+            alike = [configs[place] for place in np.flatnonzero(values <= values.min() + AS_GOOD * self.prior.noise)]
             best = min(alike, key=lambda c: c.tokens / self.tokens_per_second(c.depth, c.total_batch_size))
         return replace(best, lr_multiplier=lr, settings=self._settings)
 
@@ -223,10 +224,10 @@ class BudgetPolicy:
 
     def _shorter(self, config: Config, fewest: float) -> Iterator[Config]:
         """The same with fewer iterations, of a training that goes through the data more than once."""
-        steps = config.num_iterations * SHORTER
-        while steps >= fewest and steps * config.total_batch_size >= self.unique_tokens:
-            yield replace(config, num_iterations=int(steps), ends_early=True)
-            steps *= SHORTER
+        for tokens in self.unique_tokens * LENGTHS:
+            steps = int(min(tokens / config.total_batch_size, config.num_iterations))
+            if fewest <= steps < config.num_iterations:
+                yield replace(config, num_iterations=steps, ends_early=True)
 
     def _values(self, thetas: Array, configs: Sequence[Config]) -> Array:
         """(samples, configs): predicted val_bpb, each with the learning rate that is best by its sample."""
@@ -353,21 +354,7 @@ class BudgetPolicy:
             both = [self.at(depth, small.total_batch_size, budget_s, small.lr_multiplier)
                     for depth in (favourite.depth, other)]  # fmt: skip
             packages.append(self._named("depths", both, budget_s))
-        packages.append(self._lengths(favourite))
         return [package for package in packages if package]
-
-    def _lengths(self, favourite: Config) -> list[Trial]:
-        """Of a training that ends early: as long as is thought to be best, and twice as long."""
-        if not favourite.ends_early:
-            return []
-        seconds = favourite.tokens / self.tokens_per_second(favourite.depth, favourite.total_batch_size)
-        return [
-            Trial(
-                replace(favourite, num_iterations=factor * favourite.num_iterations), factor * seconds,
-                "to see how often the text helps",
-            )
-            for factor in (1, 2)
-        ]  # fmt: skip
 
     def _named(self, what: str, configs: list[Config], budget_s: float) -> list[Trial]:
         """The package, unless one of it would tell nothing or two are the same."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
 from nanochat.search.law import NAMES, PUBLISHED, Points, Prior, fit, predict
-from nanochat.search.policy import SHORTER, BudgetPolicy
+from nanochat.search.policy import LENGTHS, BudgetPolicy
 from nanochat.search.priors import SMALL
 from nanochat.search.space import Space
 
@@ -112,9 +112,9 @@ class World:
         """The best that could be had if everything were known, without the luck of a seed."""
         seconds = cap_s - self.machine.overheads.final_s - self.machine.overheads.reserve_s
         longest = self.full_length(space, seconds)
-        unique, shares = self.machine.unique_tokens, SHORTER ** np.arange(40)
-        shorter = [replace(config, num_iterations=int(share * config.num_iterations)) for config in longest
-                   for share in shares if share * config.tokens >= unique]  # fmt: skip
+        tokens = self.machine.unique_tokens * LENGTHS
+        shorter = [replace(config, num_iterations=int(count / config.total_batch_size)) for config in longest
+                   for count in tokens if config.total_batch_size <= count < config.tokens]  # fmt: skip
         return float(self.quality([*longest, *shorter]).min())
 
     def full_length(self, space: Space, seconds: float) -> list[Config]:

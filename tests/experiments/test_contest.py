@@ -14,10 +14,13 @@ import pytest
 
 from experiments import tune_budget
 from experiments.budget_search import Asked, BudgetSearch
-from experiments.contest import Contest, _grid, config_of, divided, space_of
+from experiments.contest import Contest, _grid, _run_of, config_of, divided, space_of
+from experiments.ray_tune import trials_directory
+from nanochat.files import write_json
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.resolve import Request
 from nanochat.run import Run
+from nanochat.search.decisions import Config
 from nanochat.search.policy import MIN_STEPS
 from nanochat.training.checkpoint import CheckpointStore
 
@@ -61,6 +64,16 @@ def test_a_grid_spans_what_there_is_time_for(tmp_path):
     assert len({config.depth for config in configs}) == 3
 
 
+def test_a_trial_is_found_again_by_its_choice_alone(tmp_path):
+    """Under the name that earlier versions gave it."""
+    search, contest = contest_of(tmp_path, "grid")
+    config = Config(2, 4096, 5.0, 77, {"device_batch_size": 4})
+    directory = trials_directory(contest.run) / "135755d98e346ab0"
+    write_json(directory / "run.json", {})
+    assert _run_of(search, contest, config).directory == directory
+    assert _run_of(search, contest, replace(config, num_iterations=78, ends_early=True)).directory == directory
+
+
 def test_a_given_depth_is_all_that_is_tried(tmp_path):
     search, contest = contest_of(tmp_path, "grid", depth=2)
     assert {choice["depth"] for choice in _grid(search, contest)} == {2}
@@ -69,7 +82,7 @@ def test_a_given_depth_is_all_that_is_tried(tmp_path):
 
 def command_of(directory: Path, seconds: int, *options: str) -> list[str]:
     return [sys.executable, tune_budget.__file__, "--hours", str(seconds / 3600), "--runs-dir", str(directory),
-            "--compile", "off", *options]  # fmt: skip
+            "--data", "tinyworld", "--compile", "off", *options]  # fmt: skip
 
 
 def tune(*asked: Any) -> subprocess.CompletedProcess[str]:

@@ -141,6 +141,15 @@ def test_a_hub_out_of_reach_is_one_clear_line_within_seconds(base_dir, nobody):
     assert not (base_dir / "corpora").exists()
 
 
+def test_fine_tuning_by_search_needs_no_text(base_dir, nobody, tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir))
+    monkeypatch.setenv("HF_ENDPOINT", nobody)
+    asked = ["--hours", "1", "--space", "sft", "--from", "demo", "--data", "climbmix", "--chat", "tinyworld"]
+    args = tune_budget.parser().parse_args([*asked, "--runs-dir", str(tmp_path)])
+    with pytest.raises(UserError, match="demo"):  # there is no such run, and the hub was not asked
+        tune_budget._asked(args, "climbmix")
+
+
 def test_a_plan_needs_no_network(base_dir, nobody):
     done = run_stage(nobody, base_dir, "--plan", "--set", "base.num_iterations=1000000", "--chat", "public",
                      "--stage", "tokenizer,base,mid,sft")  # fmt: skip

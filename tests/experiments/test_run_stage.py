@@ -283,6 +283,14 @@ def test_the_data_that_nobody_names_is_of_the_web_on_a_gpu_and_a_run_keeps_its_o
         assert preparation.named_data("tinyworld", before="fineweb-edu") == "tinyworld"
 
 
+def test_what_starts_from_a_run_or_its_checkpoint_takes_the_data_of_that(whole, tmp_path):
+    runs, checkpoint = whole.run.directory.parent, whole.run.checkpoints("sft") / "step_000016"
+    for name in ("whole", str(whole.run.directory), str(checkpoint)):
+        assert preparation.data_of(name, runs) == "tinyworld"
+    for name in ("", "nowhere", str(tmp_path), "hf:some/model"):
+        assert preparation.data_of(name, runs) is None
+
+
 def test_a_run_goes_on_with_its_data_where_a_new_one_would_take_other(whole, capsys, monkeypatch):
     """A GPU machine's plan, as far as the choice of data goes."""
     monkeypatch.setattr(preparation, "device_type", lambda: "cuda")

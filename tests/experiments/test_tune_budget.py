@@ -125,13 +125,13 @@ def test_where_the_text_is_little_the_final_run_ends_before_its_hours(tmp_path, 
     (tmp_path / "words.txt").write_text("a few words\n\n" * 10_000)
     asked = ["--hours", "6", "--data", str(tmp_path / "words.txt"), "--plan", "--runs-dir", str(tmp_path / "runs")]
     assert cli.run(tune_budget.main, asked) == 0
-    assert "would harm the model, so its training ends before the hours do" in " ".join(capsys.readouterr().out.split())
+    assert "so its training ends before the hours do" in " ".join(capsys.readouterr().out.split())
     search = search_of(tmp_path / "r", 6.0, data=asked[3])
     config, record = search.commit(search.policy._commit(60.0), 60.0, tmp_path)
     (base,) = (stage for stage in search.run.plan(record).stages if stage.stage == "base")
     assert base.iterations == config.base.num_iterations == search.choice()["config"]["num_iterations"]
     assert base.seconds < 3600
-    assert "times would harm it" in record["reasons"][0]
+    assert "far more would harm it" in record["reasons"][0]
     assert not any("by heart" in reason for reason in record["reasons"]), "it is not"
 
 
@@ -346,10 +346,10 @@ sys.exit(cli.run(tune_budget.main))
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_killed_in_a_trial_and_in_the_final_run_it_ends_within_its_hours_with_a_model_and_its_evidence(tmp_path, cache):
-    hours, plan = 100 / 3600, tmp_path / "faults.json"
+    hours, plan = 130 / 3600, tmp_path / "faults.json"
     write_plan(plan, [Fault("update", "worker", 12)])
     command = [sys.executable, "-c", EAGER, "--hours", str(hours), "--stages", "base", "--compile", "off",
-               "--max-seq-len", "128", "--runs-dir", str(tmp_path)]  # fmt: skip
+               "--data", "tinyworld", "--max-seq-len", "128", "--runs-dir", str(tmp_path)]  # fmt: skip
     run = Run(tmp_path / "budget")
     began = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as first:

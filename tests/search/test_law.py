@@ -124,6 +124,19 @@ def test_what_may_be_learned_is_spread_as_the_uncertainty_it_removes():
     assert np.abs(slope[:, x0]).max() > 0
 
 
+def test_more_parameters_than_a_text_can_use_change_nothing():
+    theta = np.array(SMALL_TEXT.mean)
+    large, larger = predict(theta, Points.of([(1e8, 4e5, 1024, 5.0), (1e10, 4e5, 1024, 5.0)]), SMALL_TEXT, 1e5)
+    assert large == pytest.approx(larger, abs=1e-3)
+
+
+def test_little_text_on_a_gpu_is_held_for_what_it_is_on_a_cpu():
+    assert prior_for("cuda", "mine.txt", 1e6).mean[:5] == SMALL_TEXT.mean[:5]
+    assert prior_for("cuda", "mine.txt", 1e6).sd[0] > SMALL_TEXT.sd[0]
+    assert prior_for("cuda", "mine.txt", 1e8) is prior_for("cuda", "climbmix") is PUBLISHED
+    assert prior_for("cpu", "mine.txt", 1e8) is SMALL_TEXT
+
+
 def test_the_prior_is_chosen_by_the_data_first():
     """TinyWorld is far easier than text of people, on a GPU too, where less is certain of it."""
     cpu, gpu, web = prior_for("cpu", "tinyworld"), prior_for("cuda", "tinyworld"), prior_for("cuda", "climbmix")

@@ -249,14 +249,19 @@ def named_data(asked: str | None, hardware: Hardware | None = None, before: obje
     return asked if asked == TINYWORLD or asked in CORPORA else str(Path(asked).absolute())
 
 
-def data_of(name: str, runs_dir: Path) -> object:
-    """What a run, or that of a checkpoint, was asked to train on; None where it is not ours, or does not say."""
-    for place in (runs_dir / name, Path(name), Path(name).absolute().parent.parent.parent) if name else ():
-        run = Run(place.absolute())
-        if run.exists():
-            request = run.record().get("request")
-            return request.get("data") if isinstance(request, dict) else None
-    return None
+def data_of(run: Run) -> object:
+    """What a run was asked to train on; None where there is none yet, or it does not say."""
+    request = run.record().get("request") if run.exists() else None
+    return request.get("data") if isinstance(request, dict) else None
+
+
+def data_of_start(start_from: str, runs_dir: Path) -> object:
+    """That of the run, or of the checkpoint's run, that --from names; None where it is not ours."""
+    path = Path(start_from).absolute()
+    if (path / "manifest.json").exists():
+        return data_of(Run(path.parent.parent.parent))
+    places = [place for place in (runs_dir.absolute() / start_from, path) if start_from]
+    return next((data for data in map(data_of, map(Run, places)) if data), None)
 
 
 def check_hub(data: str, chat: str, stages: Sequence[str], shards: int = 1) -> None:

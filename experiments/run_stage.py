@@ -25,6 +25,7 @@ from experiments.preparation import (
     calibrated,
     check_hub,
     data_of,
+    data_of_start,
     hardware_to_plan_for,
     named_chat,
     named_data,
@@ -121,8 +122,8 @@ def main(argv: list[str]) -> int:
     console = make_console()
     run = named_run(args.mode if args.name is None else args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
-    before = None if hardware else data_of(run.name, args.runs_dir)
-    data = named_data(args.data, hardware, before or data_of(args.start_from, args.runs_dir))
+    before = None if hardware else data_of(run)
+    data = named_data(args.data, hardware, before or data_of_start(args.start_from, args.runs_dir))
     request = _request(args, data)
     check_wandb(args.wandb)
     if args.calibrate and (hardware or not args.plan or args.num_workers > 1):

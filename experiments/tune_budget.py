@@ -31,7 +31,7 @@ from experiments.preparation import (
     check_conversations,
     check_data,
     check_hub,
-    data_of,
+    data_of_start,
     hardware_to_plan_for,
     named_chat,
     named_data,
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     run = named_run(args.name, args.runs_dir)
     hardware = hardware_to_plan_for(args)
     before = None if hardware else _request_before(run).get("data")
-    asked = _asked(args, named_data(args.data, hardware, before or data_of(args.start_from, args.runs_dir)))
+    asked = _asked(args, named_data(args.data, hardware, before or data_of_start(args.start_from, args.runs_dir)))
     check_wandb(args.wandb)
     if hardware or (args.plan and not run.directory.exists()):
         search = BudgetSearch(run, asked, hardware or _hardware(run, asked), goes_on=hardware is None)

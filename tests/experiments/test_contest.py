@@ -128,7 +128,7 @@ def test_trials_share_the_hours_and_the_best_is_the_model_to_fine_tune(tmp_path,
     assert f"lowest val_bpb of {len(trials)} trials by random" in done.stdout
     assert "Traceback" not in of_ours(done.stderr), done.stderr
 
-    tuned = tune(tmp_path, 60, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
+    tuned = tune(tmp_path, 80, "--space", "sft", "--from", "first", "--policy", "asha", "--name", "second")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     run = Run(tmp_path / "second")
     result = run.results()["sft"]

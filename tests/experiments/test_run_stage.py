@@ -263,19 +263,21 @@ def test_they_are_no_part_of_what_starting_takes(whole, tmp_path, monkeypatch):
 
 def test_a_plan_for_other_hardware(tmp_path, capsys):
     options = ["--mode", "medium", "--plan", "--hardware", "h100", "--num-workers", "8", "--runs-dir", str(tmp_path)]
+    (tmp_path / "medium").mkdir()
+    (tmp_path / "medium" / "run.json").write_text("a run here says nothing of it")
     assert run_stage_script.main(options) == 0
     out = capsys.readouterr().out
     for part in ("8 x NVIDIA H100", "data climbmix: text of the web", "data sheet", "8 workers", "download",
                  "memory of base, in GB: weights", "± 30%"):  # fmt: skip
         assert part in out
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*")] == ["medium", "run.json"]
 
 
 def test_the_data_that_nobody_names_is_of_the_web_on_a_gpu_and_a_run_keeps_its_own(tmp_path, monkeypatch):
     h200 = DATA_SHEETS["h200"]
     assert preparation.named_data(None, h200) == "climbmix"
     assert preparation.named_data(None, replace(h200, device_type="cpu")) == "tinyworld"
-    assert preparation.named_data(None, h200, before="tinyworld") == "climbmix", "that run is another machine's"
+    assert preparation.named_data(None, h200, before="tinyworld") == "tinyworld", "that of the run to start from"
     for there, usual in ((False, "tinyworld"), (True, "climbmix")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert preparation.named_data(None) == usual
@@ -286,9 +288,9 @@ def test_the_data_that_nobody_names_is_of_the_web_on_a_gpu_and_a_run_keeps_its_o
 def test_what_starts_from_a_run_or_its_checkpoint_takes_the_data_of_that(whole, tmp_path):
     runs, checkpoint = whole.run.directory.parent, whole.run.checkpoints("sft") / "step_000016"
     for name in ("whole", str(whole.run.directory), str(checkpoint)):
-        assert preparation.data_of(name, runs) == "tinyworld"
+        assert preparation.data_of_start(name, runs) == "tinyworld"
     for name in ("", "nowhere", str(tmp_path), "hf:some/model"):
-        assert preparation.data_of(name, runs) is None
+        assert preparation.data_of_start(name, runs) is None
 
 
 def test_a_run_goes_on_with_its_data_where_a_new_one_would_take_other(whole, capsys, monkeypatch):

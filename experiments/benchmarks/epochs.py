@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a path to text")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--unique", type=int, nargs="+", default=[45_000, 180_000, 720_000], help="tokens, at most")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--most-tokens", type=int, default=4_000_000, help="of a training; longer ones are left out")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)

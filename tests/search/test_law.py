@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,6 +124,13 @@ def test_what_may_be_learned_is_spread_as_the_uncertainty_it_removes():
     x0 = NAMES.index("x0")
     assert 0.3 * SD[x0] < moved[:, x0].std() <= SD[x0] * 1.05
     assert np.abs(slope[:, x0]).max() > 0
+
+
+def test_how_often_a_text_is_useful_does_not_hang_on_the_batch():
+    mean = list(SMALL_TEXT.mean)
+    mean[NAMES.index("ln_kB")] = mean[NAMES.index("ln_kL")] = 1.0
+    other = replace(SMALL_TEXT, mean=tuple(mean), reference_batch=2**20)
+    assert useful_epochs(other, 1e6, 1e5) == useful_epochs(SMALL_TEXT, 1e6, 1e5)
 
 
 def test_more_parameters_than_a_text_can_use_change_nothing():

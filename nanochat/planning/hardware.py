@@ -17,6 +17,7 @@ from nanochat.errors import UserError
 GIB = 2**30
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 LONGEST_PRODUCT_S = 0.1  # of those that the peak is measured with
+REPEATED_S = 0.5  # they are, at the most
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def measure_peaks(device_type: str) -> dict[str, float]:
 
 
 def measure_peak(device_type: str, dtype_name: str) -> float:
-    """Operations a second of a square matrix product; the best of a few, after one to warm up."""
+    """Operations a second of a square matrix product; the best of at most twenty, after one to warm up."""
     dtype = getattr(torch, dtype_name)
     side = (8192 if device_type == "cuda" else 1536) // 8
     seconds = _product_seconds(side, dtype, device_type, 2)
@@ -161,12 +162,14 @@ def measure_peak(device_type: str, dtype_name: str) -> float:
 
 
 def _product_seconds(side: int, dtype: torch.dtype, device_type: str, repeats: int) -> float:
-    """The shortest of so many, after one to warm up. Random numbers: a GPU multiplies constants faster, as fewer of its
-    bits change and it takes less power."""
+    """The shortest of so many, or of fewer if the time is up, after one to warm up. Random numbers: a GPU multiplies
+    constants faster, as fewer of its bits change and it takes less power."""
     left, right = (torch.randn(side, side, device=device_type).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats + 1):
+    best, until = float("inf"), time.perf_counter() + REPEATED_S
+    for done in range(repeats + 1):
         start = time.perf_counter()
+        if done > 1 and start > until:
+            break
         left @ right
         if device_type == "cuda":
             torch.cuda.synchronize()

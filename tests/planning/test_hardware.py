@@ -1,4 +1,7 @@
+import itertools
+
 import pytest
+import torch
 
 from nanochat.planning import hardware
 
@@ -16,6 +19,13 @@ def test_a_peak_is_measured_on_products_that_the_processor_can_do(monkeypatch, f
     assert hardware.measure_peak("cpu", "bfloat16") == pytest.approx(flops)
     assert max(taken) == side
     assert sum(taken.values()) < 2.5
+
+
+def test_slow_products_are_repeated_no_longer_than_tells_something(monkeypatch):
+    clock = itertools.count(step=0.1)
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
+    assert hardware._product_seconds(8, torch.float32, "cpu", 18) == pytest.approx(0.1)
+    assert next(clock) < 3 * hardware.REPEATED_S
 
 
 def test_this_machine_is_measured():

@@ -224,9 +224,11 @@ class BudgetPolicy:
 
     def _shorter(self, config: Config, fewest: float) -> Iterator[Config]:
         """The same with fewer iterations, of a training that goes through the data more than once."""
-        for tokens in self.unique_tokens * LENGTHS:
-            steps = int(min(tokens / config.total_batch_size, config.num_iterations))
-            if fewest <= steps < config.num_iterations:
+        for times in LENGTHS.tolist():
+            tokens = self.unique_tokens * times
+            if tokens >= config.tokens:
+                return
+            if (steps := int(tokens / config.total_batch_size)) >= fewest:
                 yield replace(config, num_iterations=steps, ends_early=True)
 
     def _values(self, thetas: Array, configs: Sequence[Config]) -> Array:

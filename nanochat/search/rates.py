@@ -25,11 +25,14 @@ class Rates:
         errors = np.array([np.log(rate / estimate(depth, batch)) for depth, batch, rate in measured])
         parts = [(COMMON_SD, EVERYWHERE), (DEPTH_SD, REACH)]
         self._correction = Correction(_places(self.measured_depths), errors, parts, noise=NOISE)
+        self._factors: dict[int, float] = {}
 
     def tokens_per_second(self, depth: int, batch: int) -> float:
         """By all that was measured."""
-        error = self._correction.mean(_places(np.array([float(depth)])))
-        return self._estimate(depth, batch) * float(np.exp(error[0]))
+        if depth not in self._factors:  # asked for thousands of times
+            error = self._correction.mean(_places(np.array([float(depth)])))
+            self._factors[depth] = float(np.exp(error[0]))
+        return self._estimate(depth, batch) * self._factors[depth]
 
     def sd(self, depth: int) -> float:
         """Of the logarithm of what a training's throughput will turn out to be."""

@@ -61,7 +61,7 @@ def test_a_batch_may_be_larger_than_the_dataset(dataset):
     assert len(counts) == 10
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(steps=st.lists(st.integers(0, 10_000), min_size=1, max_size=5), seed=st.integers(0, 2**32))
 def test_workers_share_the_batch_of_one_worker(dataset, steps, seed):
     batches = Batches(dataset, total_rows=12, seed=seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import cli, run_stage
 from nanochat.data import chats, mixture_rows
 from nanochat.data.chats import check_chat, open_own, open_public, open_tasks
 from nanochat.data.documents import is_validation, read_conversations
@@ -176,16 +177,16 @@ def test_real_arc_and_mmlu_are_answered_with_one_token(tokenizer):
 # --- the user's own
 
 
-def test_own_conversations_are_divided_by_content(tmp_path):
+def test_own_conversations_are_divided_by_content(tmp_path, base_dir):
     path = own(tmp_path / "own.jsonl", 400)
     check_chat(str(path))
-    train, val = open_own(path, tmp_path)
+    train, val = open_own(path, base_dir)
     trained, kept = (list(read_conversations(each)) for each in (train, val))
     assert sorted(map(json.dumps, trained + kept)) == sorted(map(json.dumps, read_conversations(path)))
     assert 400 / 16 / 2 < len(kept) < 400 / 16 * 2
     order = [list(read_conversations(path)).index(messages) for messages in trained]
     assert 120 < np.mean(order[:100]) < 280  # any beginning is a fair sample
-    sources = open_sources("tinyworld", tmp_path, str(path))
+    sources = open_sources("tinyworld", base_dir, str(path))
     assert sources.chat_train == {"mid": train, "sft": train}
     assert sources.questions.parts[-3:-1] == ("tinyworld", "world-0")
 
@@ -208,15 +209,15 @@ def test_few_conversations_still_validate(tmp_path, count):
         ('{"messages": [{"role": "assistant", "content": "Hello"}]}', "expected 'user'"),
     ],
 )
-def test_a_broken_line_of_the_users_is_named_by_the_command(tmp_path, line, says):
+def test_a_broken_line_of_the_users_is_named_by_the_command(tmp_path, capsys, line, says):
     path = own(tmp_path / "own.jsonl", 4)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], line, lines[3]]))
-    done = command(tmp_path, "--chat", str(path))
-    assert done.returncode == 2, done.stderr
-    assert f"own.jsonl, line 4 is not {'JSON' if 'JSON' in says else 'a conversation'}" in done.stderr
-    assert says.removeprefix("not ") in done.stderr
-    assert "Traceback" not in done.stderr
+    assert cli.run(run_stage.main, ["--runs-dir", str(tmp_path), "--chat", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert f"own.jsonl, line 4 is not {'JSON' if 'JSON' in says else 'a conversation'}" in told
+    assert says.removeprefix("not ") in told
+    assert "Traceback" not in told
 
 
 def test_other_mistakes_are_told_at_once(tmp_path):

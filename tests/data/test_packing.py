@@ -26,7 +26,7 @@ def document_starts(lengths):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_every_token_stands_once(method, lengths, row_tokens):
     packing = pack(lengths, row_tokens, method)
@@ -37,7 +37,7 @@ def test_every_token_stands_once(method, lengths, row_tokens):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_rows_are_within_bounds_and_padding_is_counted(method, lengths, row_tokens):
     packing = pack(lengths, row_tokens, method)
@@ -50,7 +50,7 @@ def test_rows_are_within_bounds_and_padding_is_counted(method, lengths, row_toke
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_a_cut_repeats_the_token_before_it(method, lengths, row_tokens):
     packing = pack(lengths, row_tokens, method)
@@ -59,7 +59,7 @@ def test_a_cut_repeats_the_token_before_it(method, lengths, row_tokens):
         assert (start + 1 in ends) if continued else (start in document_starts(lengths))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, row_tokens=ROW_TOKENS)
 def test_best_fit_spans_stay_inside_documents_and_cut_only_long_ones(lengths, row_tokens):
     ends = np.cumsum(lengths)
@@ -88,7 +88,7 @@ def slow_best_fit(sizes, capacity):
     return rooms, bins
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.integers(1, 30), max_size=60))
 def test_best_fit_is_best_fit(sizes):
     rooms, _ = slow_best_fit(sizes, 30)

@@ -38,16 +38,6 @@ TINY = ["--depth", "1", "--max-seq-len", "128", "--total-batch-size", "512", "--
 
 
 @pytest.fixture
-def base_dir(cache: Path, tmp_path: Path) -> Path:
-    """A NANOCHAT_BASE_DIR with the built-in world and nothing else."""
-    open_sources("tinyworld", cache)
-    own = tmp_path / "base"
-    own.mkdir()
-    (own / "tinyworld").symlink_to(cache / "tinyworld")
-    return own
-
-
-@pytest.fixture
 def nobody() -> str:
     """The address of a hub that is not there."""
     with socket.create_server(("127.0.0.1", 0)) as server:

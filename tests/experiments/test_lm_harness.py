@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experiments import evaluate
+from experiments import evaluate, lm_harness
 from experiments.cli import run as exit_code
 from experiments.lm_harness import HarnessModel
 from nanochat.inference.engine import Engine
@@ -117,6 +117,7 @@ metric_list:
     assert exit_code(evaluate.main, [*arguments, "--max-per-task", "3"]) == 0
     assert f"Kept in {kept}\n" not in capsys.readouterr().out
     assert kept.read_text() == found, "a smaller evaluation leaves it"
+    assert lm_harness._tasks(["cats"], tmp_path).all_tasks == ["cats"], "and none of the harness's is read for it"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -93,14 +93,13 @@ def begun(runs, name, *options, **how):
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_ctrl_c_saves_and_the_same_command_resumes(runs):
+def test_ctrl_c_saves_and_the_same_command_resumes(runs, capsys):
     process = begun(runs, "stopped", start_new_session=True)
-    run = Run(runs / "stopped")
+    run, again = Run(runs / "stopped"), command(runs, "stopped", *TINY)[2:]
     try:
         wait_until(run.exists, 60)
-        refused = run_stage(runs, "stopped", *TINY)  # a second process on the same run
-        assert refused.returncode == 2
-        assert f"in use by process {process.pid}" in refused.stderr
+        assert cli.run(run_stage_script.main, again) == 2  # a second process on the same run
+        assert f"in use by process {process.pid}" in capsys.readouterr().err
         wait_until(lambda: last_step(run, "base") >= 8, 120)
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group
         output = process.communicate(timeout=60)[0]
@@ -110,9 +109,8 @@ def test_ctrl_c_saves_and_the_same_command_resumes(runs):
     assert run.status().state == "interrupted"
     stage = next(stage for stage in ("sft", "mid", "base") if CheckpointStore(run.checkpoints(stage)).steps())
     stopped_at = CheckpointStore(run.checkpoints(stage)).newest(pytest.fail).step
-    other = run_stage(runs, "stopped", *TINY, "--seed", "1")
-    assert other.returncode == 2
-    assert "--seed 0 -> 1" in other.stderr
+    assert cli.run(run_stage_script.main, [*again, "--seed", "1"]) == 2
+    assert "--seed 0 -> 1" in capsys.readouterr().err
     resumed = run_stage(runs, "stopped", *TINY)
     assert resumed.returncode == 0, resumed.stderr
     if stage == "base" and stopped_at < 24:  # steps this small can outrun the signal

@@ -298,7 +298,7 @@ FIELDS = ("model", "messages", "prompt", "temperature", "top_k", "max_tokens", "
     changed=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
     content=st.text(max_size=30),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_that_is_sent_breaks_it(app, path, changed, content):
     body = {"messages": [{"role": "user", "content": content}], "prompt": content, "max_tokens": 3,
             "model": "parrot/sft", **changed}  # fmt: skip

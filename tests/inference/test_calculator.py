@@ -116,7 +116,7 @@ def test_not_arithmetic_or_too_large(expression):
     assert evaluate(expression) is None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.text(max_size=250)
     | st.text(alphabet="0123456789+-*/%(). ,", max_size=210)
@@ -146,7 +146,7 @@ expressions = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(expressions)
 def test_agrees_with_exact_fractions(expression):
     """Python's own arithmetic on fractions, on expressions made here."""

@@ -18,7 +18,7 @@ def test_a_call_becomes_parts(tokenizer):
     assert reply_text(parts) == "Let me see:  It is 95. é"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text())
 def test_characters_are_never_split(tokenizer, text):
     reader = ReplyReader(tokenizer)
@@ -28,7 +28,7 @@ def test_characters_are_never_split(tokenizer, text):
     assert reply_text(reader.parts) == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 255) | st.integers(266, 274), max_size=30))
 @example([271, 272, 194, 273])  # half a character between a call and its result
 def test_whatever_comes_is_a_valid_message(tokenizer, ids):

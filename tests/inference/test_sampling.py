@@ -28,7 +28,7 @@ def test_top_k_keeps_the_likeliest_in_proportion():
     assert torch.allclose(draw(logits, 100_000, 1.0, top_k=99), logits.softmax(-1), atol=0.006)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.floats(-15, 15, width=32, allow_subnormal=False) | st.just(-torch.inf), max_size=30),
     st.floats(-15, 15, width=32, allow_subnormal=False),

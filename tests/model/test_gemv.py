@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,7 +32,6 @@ def built_anew() -> Iterator[None]:
     gemv.cache_clear()
 
 
-@settings(deadline=None)
 @given(
     rows=st.integers(1, MOST_ROWS), out=st.integers(1, 70), width=st.integers(1, 6).map(MULTIPLE.__mul__),
     threads=st.integers(1, 5), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 999),
@@ -61,7 +60,6 @@ def test_sums_are_in_float32_and_rounded_once(product, dtype):
     assert torch.equal(product(x[:, None], weight), found[:, None])
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, MOST_ROWS), dtype=st.sampled_from(DTYPES), normed=st.booleans(), squared_relu=st.booleans(),
        added=st.booleans(), exponent=st.integers(-4, 2))  # fmt: skip
 def test_what_goes_before_and_after_is_as_of_operations_of_their_own(

@@ -74,7 +74,7 @@ def test_the_bowl_is_square_inside_and_straight_outside():
     assert bowl(np.array(40.0)) == pytest.approx(4 * 40, rel=0.1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_what_was_put_in_is_found_again(seed):
     """Enough runs of a world: its predictions, and the numbers they depend on, within their own uncertainty."""

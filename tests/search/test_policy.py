@@ -22,7 +22,7 @@ def policy(hours: float, machine: Machine = MACHINE, seed: int = 0) -> BudgetPol
                         device=machine.device)  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.floats(0.2, 48), st.integers(0, 1000), st.sampled_from([None, Shift(1.5, 1.5)]))
 def test_it_ends_within_its_hours_and_explores_little(hours, seed, shift):
     outcome = simulate(policy(hours, seed=seed), World(MACHINE, seed, shift))

@@ -30,7 +30,7 @@ def tokenizer():
     return Tokenizer.train(DOCUMENTS, 400)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXT)
 def test_any_text_round_trips_without_special_tokens(tokenizer, text):
     ids = tokenizer.encode(text)

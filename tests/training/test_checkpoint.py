@@ -66,7 +66,7 @@ def any_tensor(draw):
     return draw(st.sampled_from([tensor, tensor.transpose(0, -1) if shape else tensor, tensor.expand(2, *shape)]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tensors=st.dictionaries(
         st.sampled_from(["model", "optimizer", "ema"]), st.dictionaries(names, any_tensor(), max_size=4), max_size=3

@@ -223,7 +223,7 @@ saves = st.tuples(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     keep_last=st.integers(1, 3), keep_best=st.booleans(), in_order=st.booleans(), history=st.lists(saves, max_size=9)
 )

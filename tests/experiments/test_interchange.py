@@ -37,8 +37,8 @@ def said(prompt: str, out: Path, tokens: int) -> str:
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_classic_model_trained_here_says_the_same_in_transformers(tmp_path):
-    base = ("--stage", "tokenizer,base")
-    done = run_stage(tmp_path, "classic", "--architecture", "classic", *base, *TINY, timeout=280)
+    stages = ("--stage", "tokenizer,base,sft")
+    done = run_stage(tmp_path, "classic", "--architecture", "classic", *stages, *TINY, timeout=280)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     exported = command("runs.py", "export", "classic", "--runs-dir", tmp_path, "--format", "hf", "--out", out)

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.preparation import new_record, plan_of, start_checkpoint
+from experiments.preparation import new_record, plan_of, preparing_of, start_checkpoint
 from nanochat.config import TINYWORLD, RunConfig, from_dict
 from nanochat.corpora import CORPORA
 from nanochat.data.sources import cache_directory, open_sources
@@ -24,7 +24,7 @@ from nanochat.planning.estimate import Plan, modelled_memory, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.modes import MODES
 from nanochat.planning.overheads import COMPILING, overhead_s
-from nanochat.planning.preparing import corpus_shards, unique_tokens
+from nanochat.planning.preparing import begins_s, corpus_shards, unique_tokens
 from nanochat.planning.resolve import Request, in_one_piece, resolve
 from nanochat.run import Run, create
 from nanochat.search.decisions import Commit, Config, Device, Observation, Overheads, Trial
@@ -172,7 +172,8 @@ class BudgetSearch:
             self.space,
             self.asked.cap_s,
             prior_for(on, self.asked.request.data, unique_tokens),
-            Overheads(start_s, WARM_START_S[on], EVALUATION_S[on], FINAL_START_S[on] + compile_s, self._reserve_s()),
+            Overheads(start_s, WARM_START_S[on], EVALUATION_S[on], FINAL_START_S[on] + compile_s,
+                      self._reserve_s(self.asked.cap_s)),
             unique_tokens,
             self.asked.request.seed,
             device=Device(parameters, rate, devices, devices, self.template.model.max_seq_len),
@@ -187,15 +188,20 @@ class BudgetSearch:
         """For the first time, as most configurations are of a width or a batch of their own."""
         return overhead_s(COMPILING, 1, self.hardware) if self.template.compile else 0.0
 
-    def _reserve_s(self) -> float:
-        """After the base stage: evaluating and saving it, the later stages, the report."""
+    def _reserve_s(self, cap_s: float) -> float:
+        """Of so many, after the base stage: evaluating and saving it, the later stages, the report."""
         on = self.hardware.device_type
         tail_s = stage_tail_s(self.template, self.stage, self.hardware) + EVALUATION_S[on]
         mode = MODES[self.template.mode]
         share = {"base": mode.base_iterations or 0, "mid": mode.mid_iterations, "sft": mode.sft_iterations}
         asked = {stage: share[stage] for stage in self.template.trained_stages}
         later = 1 - asked[self.stage] / sum(asked.values())
-        return CLOSING_S[on] + tail_s + later * (self.asked.cap_s - CLOSING_S[on] - FINAL_START_S[on])
+        return CLOSING_S[on] + tail_s + later * (cap_s - CLOSING_S[on] - FINAL_START_S[on])
+
+    def training_s(self, cap_s: float) -> float:
+        """Of the searched stage, if there were so many seconds in all and no trials; with what there is to prepare."""
+        begin_s = begins_s(preparing_of(self.template, self.hardware), self.hardware) + self._compile_s()
+        return max(cap_s - begin_s - self._reserve_s(cap_s), 1.0)
 
     @property
     def journal(self) -> Path:
@@ -300,7 +306,7 @@ class BudgetSearch:
 
     def first_choice(self) -> Config:
         """The final run's configuration as it would be without any trial."""
-        return self.policy.best(self.policy.final_seconds(0.0), self.policy.device.final_devices)
+        return self.policy.best(self.training_s(self.asked.cap_s), self.policy.device.final_devices)
 
     def adopt(
         self, trial: Run, chosen: Config, why: str, now_s: float, runs_dir: Path
@@ -401,6 +407,11 @@ class BudgetSearch:
         done = replace(config, num_iterations=result["iterations"])
         rate = result["tokens_per_second"] / self.policy.device.final_devices
         return Observation(done, result["tokens"], result["train_s"], 0.0, rate, result["val_bpb"])
+
+
+def too_few(training_s: float, cap_s: float) -> bool:
+    """Whether of so many seconds not enough would be left to train in."""
+    return training_s < 0.2 * cap_s and training_s < 60
 
 
 def named_space(name: str) -> Space:

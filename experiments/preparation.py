@@ -32,11 +32,18 @@ from nanochat.errors import UserError
 from nanochat.inference.load import newest_checkpoint
 from nanochat.interchange.bring_in import find_model
 from nanochat.model import ModelConfig, count_parameters
-from nanochat.planning.estimate import Plan, estimate
+from nanochat.planning.estimate import Cost, Plan, estimate
 from nanochat.planning.hardware import GIB, Hardware, detect_hardware, device_type, named_hardware
 from nanochat.planning.history import History, is_modelled
 from nanochat.planning.memory import MemoryRecord
-from nanochat.planning.preparing import NOTHING, There, corpus_shards, text_download_bytes, unique_tokens
+from nanochat.planning.preparing import (
+    NOTHING,
+    There,
+    corpus_shards,
+    preparations,
+    text_download_bytes,
+    unique_tokens,
+)
 from nanochat.planning.resolve import Request, resolve
 from nanochat.report import (
     about,
@@ -193,6 +200,11 @@ def _any_of(ways: list[str]) -> str:
 def _disk(path: Path) -> int:
     """Which one a path is on."""
     return _existing_parent(path).stat().st_dev
+
+
+def preparing_of(config: RunConfig, hardware: Hardware) -> tuple[Cost, ...]:
+    """What is to be done before a run's first stage; on this machine, of what is not there already."""
+    return preparations(config, hardware, _what_is_there(config) if hardware.measured else NOTHING)
 
 
 def plan_of(config: RunConfig, hardware: Hardware, num_workers: int, spent_s: float | None = None) -> Plan:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.budget_search import BudgetSearch
+from experiments.budget_search import BudgetSearch, too_few
 from nanochat.clock import read_clock
 from nanochat.figures import Prediction, predictions_figure
 from nanochat.report import duration
@@ -117,7 +117,10 @@ def hours_table(search: BudgetSearch) -> Table:
     """What other caps would buy, by the law as it is known now."""
     policy, rows = search.policy, []
     for factor in (0.5, 1.0, 2.0, 4.0):
-        config = policy.best(factor * policy.final_seconds(0.0), policy.device.final_devices)
+        cap_s = factor * search.asked.cap_s
+        if too_few(training_s := search.training_s(cap_s), cap_s):
+            continue
+        config = policy.best(training_s, policy.device.final_devices)
         mean, sd = policy.forecast(config)
         outlook = f"{mean:.3f} ({mean - INTERVAL * sd:.3f} to {mean + INTERVAL * sd:.3f})"
         rows.append((f"{factor * search.asked.hours:g}", str(config.depth), f"{config.total_batch_size:,}",

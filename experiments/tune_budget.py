@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments import cli
-from experiments.budget_search import Asked, BudgetSearch, named_space
+from experiments.budget_search import Asked, BudgetSearch, named_space, too_few
 from experiments.deadline import TimeIsUp, Watch
 from experiments.preparation import (
     add_data_arguments,
@@ -252,7 +252,7 @@ def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir:
     """What is about to be done with the hours."""
     policy, cap_s = search.policy, search.asked.cap_s
     seconds = policy.final_seconds(0.0)
-    if seconds < 0.2 * cap_s and seconds < 60:
+    if too_few(seconds, cap_s):
         raise UserError(
             f"{search.asked.hours:g} hours are too few: {duration(cap_s - seconds)} go to starting, the later stages "
             "and the end",

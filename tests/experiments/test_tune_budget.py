@@ -98,6 +98,14 @@ def test_more_hours_are_predicted_to_buy_a_better_model(tmp_path):
         assert predicted == pytest.approx(sorted(predicted, reverse=True), abs=0.002)
 
 
+def test_other_hours_are_those_of_a_search_that_is_given_them(tmp_path):
+    """Starting, preparing and the end take no longer for more hours; and too few are no row."""
+    few, more = (hours_table(search_of(tmp_path / str(hours), hours)).rows for hours in (0.1, 0.2))
+    assert few[1:] == more[:3]
+    assert [row[0] for row in hours_table(search_of(tmp_path / "few", 0.02, stages=("tokenizer", "base"))).rows] == [
+        "0.02", "0.04", "0.08"]  # fmt: skip
+
+
 def test_a_given_depth_is_kept_and_a_batch_space_varies_the_batch(tmp_path):
     assert search_of(tmp_path / "r", 1.0, depth=3).policy.best(600).depth == 3
     fixed = search_of(tmp_path / "r", 1.0, space="batch")
@@ -157,11 +165,12 @@ def test_what_the_plan_shows_is_what_would_be_committed_to(tmp_path, hours):
     run alone would do; and all of it within the hours."""
     search = search_of(tmp_path / "r", hours)
     shown, record = search.outlook(tmp_path)
-    chosen = search.policy.best(search.policy.final_seconds(0.0), search.policy.device.final_devices)
+    chosen = search.policy.best(search.training_s(3600 * hours), search.policy.device.final_devices)
     (search.run.directory / "search").mkdir(parents=True)
     plan = search.run.plan(record)
     now_s = begins_s(plan.preparing, search.hardware) - search.policy.overheads.final_s + search._compile_s()
-    committed, _ = search.commit(Commit(chosen, search.policy.final_seconds(0.0), "because"), now_s, tmp_path)
+    assert search.policy.final_seconds(now_s) == pytest.approx(search.training_s(3600 * hours))
+    committed, _ = search.commit(Commit(chosen, search.policy.final_seconds(now_s), "because"), now_s, tmp_path)
     assert committed.base == shown.base
     assert 0.9 * 3600 * hours < plan.seconds <= 3600 * hours
     assert committed.compile == shown.compile == search.template.compile

@@ -251,11 +251,10 @@ def _as_before(run: Run, asked: Asked) -> Asked:
 def _show_search(console: Console, search: BudgetSearch, now_s: float, runs_dir: Path) -> None:
     """What is about to be done with the hours."""
     policy, cap_s = search.policy, search.asked.cap_s
-    seconds = policy.final_seconds(0.0)
-    if too_few(seconds, cap_s):
+    if too_few(seconds := search.training_s(cap_s), cap_s) and not search.journal.exists():
         raise UserError(
-            f"{search.asked.hours:g} hours are too few: {duration(cap_s - seconds)} go to starting, the later stages "
-            "and the end",
+            f"{search.asked.hours:g} hours are too few: {duration(cap_s - seconds)} go to starting, preparing, the "
+            "later stages and the end",
             "give more --hours, or --stages base",
         )
     console.print(f"[bold]Search {search.run.name}[/bold] in {search.run.directory}", soft_wrap=True)

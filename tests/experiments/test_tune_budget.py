@@ -247,6 +247,17 @@ def test_hours_that_are_too_few_can_be_given_again(tmp_path, capsys, monkeypatch
         assert "too few" in capsys.readouterr().err
 
 
+def test_a_search_that_has_begun_is_not_refused_for_what_is_estimated_since(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune_budget, "too_few", lambda training_s, cap_s: True)
+    search, asked = search_of(tmp_path / "runs" / "budget", 1.0), ["--hours", "1", "--plan", "--runs-dir", "runs"]
+    monkeypatch.chdir(tmp_path)
+    tune_budget._note(search)
+    assert cli.run(tune_budget.main, asked) == 2
+    assert "1 hours are too few: " in capsys.readouterr().err
+    write_json(search.journal, search.policy.state_dict())
+    assert cli.run(tune_budget.main, asked) == 0
+
+
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     four = replace(CPU, device_type="cuda", device_count=4, peak_flops={"bfloat16": 3e14, "float32": 1e14})
     monkeypatch.setattr(tune_budget, "this_machine", lambda **asked: four)

@@ -1,11 +1,13 @@
 """One run from its start to its summary: what run_stage.py and tune_budget.py share."""
 
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -221,6 +223,12 @@ def _remember(run: Run, config: RunConfig, clock: RunClock) -> None:
         pass
 
 
+def _named_from_here(run: Run) -> str:
+    """What other commands find the run by."""
+    usual = run.directory.absolute().parent == Path("runs").absolute()
+    return run.name if usual else shlex.quote(str(run.directory))
+
+
 def _show_summary(console: Console, run: Run, config: RunConfig) -> None:
     console.print()
     for prompt, text in conversation(run, config.trained_stages):
@@ -236,6 +244,6 @@ def _show_summary(console: Console, run: Run, config: RunConfig) -> None:
     script = "python experiments/"
     console.print(f"Everything is in {run.directory}", soft_wrap=True)
     if config.trained_stages:
-        console.print(f"Talk to it:  {script}chat.py {run.name}")
+        console.print(f"Talk to it:  {script}chat.py {_named_from_here(run)}", soft_wrap=True)
     console.print(f"Report:      {run.report_path}", soft_wrap=True)
     console.print("Resume:      the same command, whenever it was stopped")

@@ -60,7 +60,7 @@ def test_the_whole_way_says_what_it_does(whole, runs):
         "memory est.",
         "accuracy",
         "chance",
-        "chat.py whole",
+        f"chat.py {whole.run.directory}\n",  # not in ./runs, where names are looked for
         "report.md",
     ):
         assert part in text

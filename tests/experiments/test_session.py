@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,3 +122,9 @@ def test_a_run_goes_on_with_what_this_machine_has(run, monkeypatch, planned, gpu
     said = console.file.getvalue()
     assert said.count("warning") == bool(warning)
     assert warning in said
+
+
+def test_a_run_is_named_as_other_commands_find_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for directory, name in (("runs/mine", "mine"), (tmp_path / "runs/mine", "mine"), ("my runs/x", "'my runs/x'")):
+        assert session._named_from_here(Run(Path(directory))) == name

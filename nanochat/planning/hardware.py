@@ -165,15 +165,20 @@ def _product_seconds(side: int, dtype: torch.dtype, device_type: str, repeats: i
     """The shortest of so many, or of fewer if the time is up, after one to warm up. Random numbers: a GPU multiplies
     constants faster, as fewer of its bits change and it takes less power."""
     left, right = (torch.randn(side, side, device=device_type).to(dtype) for _ in range(2))
-    best, until = float("inf"), time.perf_counter() + REPEATED_S
-    for done in range(repeats + 1):
+
+    def multiply() -> float:
         start = time.perf_counter()
-        if done > 1 and start > until:
-            break
         left @ right
         if device_type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    multiply()
+    best, until = multiply(), time.perf_counter() + REPEATED_S
+    for _ in range(repeats - 1):
+        if time.perf_counter() > until:
+            break
+        best = min(best, multiply())
     return best
 
 

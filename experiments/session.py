@@ -242,8 +242,8 @@ def _show_summary(console: Console, run: Run, config: RunConfig) -> None:
     if scores := score_table(run):
         show_table(console, scores)
     script = "python experiments/"
-    console.print(f"Everything is in {run.directory}", soft_wrap=True)
+    console.print(f"Everything is in {escape(str(run.directory))}", soft_wrap=True)
     if config.trained_stages:
-        console.print(f"Talk to it:  {script}chat.py {_named_from_here(run)}", soft_wrap=True)
-    console.print(f"Report:      {run.report_path}", soft_wrap=True)
+        console.print(f"Talk to it:  {script}chat.py {escape(_named_from_here(run))}", soft_wrap=True)
+    console.print(f"Report:      {escape(str(run.report_path))}", soft_wrap=True)
     console.print("Resume:      the same command, whenever it was stopped")

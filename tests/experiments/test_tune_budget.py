@@ -98,8 +98,9 @@ def test_more_hours_are_predicted_to_buy_a_better_model(tmp_path):
         assert predicted == pytest.approx(sorted(predicted, reverse=True), abs=0.002)
 
 
-def test_other_hours_are_those_of_a_search_that_is_given_them(tmp_path):
+def test_other_hours_are_those_of_a_search_that_is_given_them(tmp_path, monkeypatch):
     """Starting, preparing and the end take no longer for more hours; and too few are no row."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))  # nothing is prepared, and no speed is known
     few, more = (hours_table(search_of(tmp_path / str(hours), hours)).rows for hours in (0.1, 0.2))
     assert few[1:] == more[:3]
     assert [row[0] for row in hours_table(search_of(tmp_path / "few", 0.02, stages=("tokenizer", "base"))).rows] == [

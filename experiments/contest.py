@@ -215,7 +215,7 @@ def _run_of(search: BudgetSearch, contest: Contest, config: Config) -> Run | Non
     if stage == "base":
         made = with_deadlines(made, seconds + CLOSING_S[contest.hardware.device_type], contest.hardware, spent_s=0.0)
     looks = NINTHS if contest.asked.policy == "asha" else LOOKS
-    every = max(made.stage(stage).num_iterations // looks, 1)
+    every = max(made.stage(stage).horizon // looks, 1)
     deadline_s = made.stage(stage).deadline_s or seconds
     changed = replace(made.stage(stage), eval_every=every, checkpoint_every=every, deadline_s=deadline_s)
     made = replace(made, keep_checkpoints=1, keep_best_checkpoint=False, **{stage: changed})

@@ -163,7 +163,7 @@ def _at(run: Run, state: str, config: Any) -> str:
         return ""
     if status.stage not in TRAINED_STAGES:
         return status.stage
-    return f"{status.stage} {status.step:,}/{config.stage(status.stage).num_iterations:,}"
+    return f"{status.stage} {status.step:,}/{config.stage(status.stage).horizon:,}"
 
 
 def state_of(run: Run) -> str:

@@ -156,7 +156,8 @@ class Display:
         self.total, self.recent_s, self.progress, self.val_bpb = event.num_iterations, [], [], float("nan")
         resumed = f", resumed at step {event.step:,}" if event.step else ""
         if self.bar is None:
-            self.say(f"{event.stage}: {event.num_iterations:,} steps of {event.tokens_per_step:,} tokens{resumed}")
+            steps = f"about {event.num_iterations:,} steps" if event.by_clock else f"{event.num_iterations:,} steps"
+            self.say(f"{event.stage}: {steps} of {event.tokens_per_step:,} tokens{resumed}")
         else:
             self.task = self.bar.add_task(
                 event.stage, total=event.num_iterations, completed=event.step, figures="first step: compiling"
@@ -179,7 +180,7 @@ class Display:
         elif self.clock() - self.last_line >= PLAIN_EVERY_S or event.step == self.total:
             self.last_line = self.clock()
             left = duration(self._steps_left() * step_s)
-            self.say(f"{event.stage} {event.step}/{self.total}  {figures}  {left} left")
+            self.say(f"{event.stage} {event.step:,} ({event.progress:.0%})  {figures}  {left} left")
 
     def _steps_left(self) -> float:
         """How many more there are at the pace of the latest; a deadline may come before the last."""

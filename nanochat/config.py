@@ -36,7 +36,7 @@ class StageConfig:
     """One trained stage: its budget, its batches, its schedule, and how often it is looked at."""
 
     num_iterations: int
-    """Optimizer steps."""
+    """Optimizer steps; with a deadline, at most."""
     total_batch_size: int
     """Tokens of one optimizer step, over all workers and micro-batches."""
     device_batch_size: int
@@ -65,8 +65,15 @@ class StageConfig:
     deadline_s: float | None = None
     """Seconds on the run's clock by which the stage has ended, its last evaluation and saving included: it then does
     as many of its iterations as the time allows. None: all of them, however long they take."""
+    expected_iterations: int | None = None
+    """How many of them the time should allow, see `horizon`. None: all."""
     tail_s: float = 0.0
     """What of that time is kept for saving, samples and questions after the last evaluation."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps that there should be: what weight decay, and the data to prepare, go by."""
+        return min(self.num_iterations, self.expected_iterations or self.num_iterations)
 
     def largest_share(self, seq_len: int, num_workers: int) -> int:
         """Rows of a step that fall to the worker with the most of them."""
@@ -173,6 +180,8 @@ def _stage_problems(stage: StageConfig, seq_len: int, num_workers: int) -> list[
         )
         if getattr(stage, field) < least
     ]
+    if stage.expected_iterations is not None and stage.expected_iterations < 1:
+        found.append(f"expected_iterations must be at least 1, not {stage.expected_iterations}")
     found += [
         f"{field} must be positive, not {getattr(stage, field)}"
         for field in ("lr_multiplier", "rollback_lr_factor")

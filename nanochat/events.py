@@ -61,6 +61,8 @@ class StageStarted(Event):
     step: int
     num_iterations: int
     tokens_per_step: int
+    by_clock: bool = False
+    """Whether a deadline ends it: then these are the iterations to be expected."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from nanochat.planning.preparing import NOTHING, There, begins_s, preparations
 CLOSING_S = {"cpu": 9.0, "cuda": 15.0}  # for Ray to end and the report to be written
 SAMPLES_S = 1.0
 SLOW_DISK = 1.75  # times that a save takes as long as it is planned to
-SPARE_STEPS = 1.25  # iterations planned over those the estimate has time for, so that the clock ends a stage
+SPARE_STEPS = 2.0  # times the iterations that the estimate has time for: the clock ends a stage, if it is wrong too
 LOOKS = 5  # evaluations and checkpoints of a stage that short; there are more in a longer one
 LOOK_EVERY_S = 120.0
 MOST_ON_EVALUATING = 0.03  # of a stage: there are fewer evaluations where they take long
@@ -32,8 +32,8 @@ def with_deadlines(
     """The configuration with a deadline for each of its trained stages.
 
     The time is divided as their iterations were; what comes before the first stage and after the last is estimated
-    and left out, and compiling comes on top of the first one's. Iterations become an upper bound, which the clock
-    should reach first.
+    and left out, and compiling comes on top of the first one's. Iterations become an upper bound, far above those to
+    be expected, so that the clock ends each stage.
 
     Args:
         cap_s: what the whole run may take, from the start of its command.
@@ -68,6 +68,7 @@ def with_deadlines(
         changed[name] = replace(
             stage,
             num_iterations=round(SPARE_STEPS * count),
+            expected_iterations=count,
             eval_every=max(every, min(seldom, count)),
             checkpoint_every=every,
             deadline_s=now,

@@ -1,11 +1,12 @@
 """What comes before the first stage of a run: starting, fetching, making data and tokenizer, tokenising."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nanochat.config import PUBLIC, TINYWORLD, RunConfig
+from nanochat.config import PUBLIC, TINYWORLD, RunConfig, StageConfig
 from nanochat.corpora import CORPORA
 from nanochat.data.documents import VALIDATION_ONE_IN, find_documents
 from nanochat.errors import UserError
@@ -25,6 +26,7 @@ DOWNLOAD_BYTES_PER_S = 30e6  # assumed: a good line of a quarter gigabit
 FIRST_CHARS = 80_000_000  # of a corpus, the text of its first token shard
 PARQUET_RATIO = 2.5  # characters for each byte of a compressed file
 CHOOSING_CHARS_PER_S = 150e6  # one core reads so many where only a share of the documents is taken
+SPARE_DATA = 1.25  # times what a stage with a deadline is expected to go through
 SPARE_TEXT = 1.25  # times the text needed, by the estimate, that is chosen of more
 
 
@@ -173,7 +175,7 @@ def _chat_chars(config: RunConfig) -> float:
     stages = _chat_stages(config)
     if config.chat == TINYWORLD:
         return CHATS_CHARS if stages else 0
-    tokens = sum(config.stage(stage).num_iterations * config.stage(stage).total_batch_size for stage in stages)
+    tokens = sum(stage_tokens(config.stage(stage)) for stage in stages)
     there = np.inf if config.chat == PUBLIC else len(stages) * _available_chars(config.chat)
     return float(min(tokens * chars_per_token(config), there))
 
@@ -184,8 +186,13 @@ def chars_per_token(config: RunConfig) -> float:
 
 
 def text_tokens(config: RunConfig) -> int:
-    """What the base stage goes through."""
-    return config.train_tokens or config.base.num_iterations * config.base.total_batch_size
+    """Of the base stage, to prepare."""
+    return config.train_tokens or stage_tokens(config.base)
+
+
+def stage_tokens(stage: StageConfig) -> int:
+    """What a stage is given to go through. Should a deadline leave time for more, it begins again."""
+    return min(stage.num_iterations, math.ceil(SPARE_DATA * stage.horizon)) * stage.total_batch_size
 
 
 def _available_chars(data: str) -> float:

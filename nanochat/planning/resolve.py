@@ -187,7 +187,7 @@ def resolve(
     if request.hours is not None:
         cap_s, workers = 3600 * request.hours, request.num_workers
         config = with_deadlines(config, cap_s, hardware, workers, spent_s, there(config))
-        say(f"iterations: at most; {request.hours:g} hours are divided among the stages as the mode's iterations are")
+        say(f"iterations: by the clock; {request.hours:g} hours are divided among the stages as the mode's are")
     config = override(config, request.assignments)
     check(config, request.num_workers)  # before anything is measured for it
     if attention is None and not is_set("attention", request.assignments):

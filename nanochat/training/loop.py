@@ -82,7 +82,10 @@ class _Stage:
     def run(self) -> StageResult:
         around, config = self.around, self.config
         forget_peak_memory(around.workers.device.type)  # what was prepared before is not training's
-        around.emit(StageStarted(self.name, self.position.step, config.num_iterations, config.total_batch_size))
+        around.emit(
+            StageStarted(self.name, self.position.step, config.horizon, config.total_batch_size,
+                         config.deadline_s is not None)
+        )  # fmt: skip
         if self.saved_step < 0:
             self._validate()
         self._set_pace()

@@ -386,7 +386,7 @@ def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None
         fp8=config.fp8,
     ).to(device)
     base = config.base
-    peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.num_iterations)
+    peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.horizon)
     if config.compile:
         model.compile_training()
     compiler: Any = partial(torch.compile, fullgraph=True, dynamic=False) if config.compile else None

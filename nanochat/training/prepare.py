@@ -13,7 +13,7 @@ from nanochat.data.shards import Progress, Spread, build_chat_shards, build_text
 from nanochat.data.sources import Sources
 from nanochat.files import write_json
 from nanochat.planning.hardware import usable_cpus
-from nanochat.planning.preparing import chars_per_token, text_share, text_tokens
+from nanochat.planning.preparing import chars_per_token, stage_tokens, text_share, text_tokens
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.bpe import FILE_NAME
@@ -93,7 +93,7 @@ def prepare_stage(
 
     if stage != "base":
         # As below: the built-in conversations whole, of others what is needed.
-        most = (settings.num_iterations * settings.total_batch_size, 2 * settings.eval_tokens)
+        most = (stage_tokens(settings), 2 * settings.eval_tokens)
         train, val = (
             build_chat_shards(
                 [files[stage]],

@@ -13,6 +13,7 @@ from nanochat.data.documents import find_documents
 from nanochat.data.growing import GrowingDataset
 from nanochat.errors import UserError
 from nanochat.files import write_json
+from nanochat.planning.preparing import stage_tokens, text_tokens
 from nanochat.training.prepare import StageData
 
 
@@ -54,7 +55,7 @@ def _note(config: RunConfig, cache: Path) -> Path:
     stages = {}
     for name in config.trained_stages:
         stage, text = config.stage(name), name == "base"
-        tokens = (config.train_tokens if text else None) or stage.num_iterations * stage.total_batch_size
+        tokens = text_tokens(config) if text else stage_tokens(stage)
         if (config.data if text else config.chat) == TINYWORLD:
             tokens = 0  # all there are
         stages[name] = [stage.packing if text else "", tokens, stage.eval_tokens]

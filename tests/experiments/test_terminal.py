@@ -28,6 +28,15 @@ def test_silence_is_never_long():
         assert out.getvalue().count("\n") == len(out.getvalue().splitlines())
 
 
+def test_what_the_clock_ends_is_shown_by_its_share():
+    out = io.StringIO()
+    with Display(Console(file=out, width=120)) as display:
+        display(StageStarted("base", 0, 100, 256, by_clock=True))
+        display(StepDone("base", 120, 3.0, 1.0, 1.0, 0.5, 512.0, progress=0.8))
+    assert "base: about 100 steps of 256 tokens" in out.getvalue()
+    assert "base 120 (80%)" in out.getvalue()
+
+
 def test_a_step_shows_its_share_of_the_measured_peak():
     """Which is no MFU: that is of what the data sheet says."""
     out = io.StringIO()

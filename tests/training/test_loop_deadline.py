@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from nanochat.events import Note, StepDone, Validated
+from nanochat.events import Note, StageStarted, StepDone, Validated
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
 from tests.training.stages import STAGE, train
@@ -37,6 +37,18 @@ def test_a_stage_ends_before_its_deadline_evaluated_and_cooled_down(dataset, tmp
     assert steps[-1].lr_factor < 0.05 + 4 * step_s / 50
     factors = [event.lr_factor for event in steps]
     assert all(abs(a - b) < 4 * step_s / 60 for a, b in itertools.pairwise(factors))
+
+
+def test_twice_as_fast_as_expected_it_uses_its_time(dataset, tmp_path):
+    """The clock is ahead of the steps to the last, so the learning rate is too."""
+    stage = replace(STAGE, num_iterations=200, expected_iterations=100, deadline_s=100.0, eval_every=1000,
+                    checkpoint_every=1000)  # fmt: skip
+    time, events = Timed(0.55, evaluation_s=1.0), []
+    train(dataset, tmp_path, stage, events=events, clock=time, run_clock=time, fault=time.pass_)
+    assert 97 < time.now <= 100
+    assert len([event for event in events if isinstance(event, StepDone)]) > 170
+    (started,) = (event for event in events if isinstance(event, StageStarted))
+    assert (started.num_iterations, started.by_clock) == (100, True)
 
 
 def test_an_evaluation_that_compiled_keeps_no_time_from_the_steps(dataset, tmp_path):

@@ -42,6 +42,7 @@ EVALUATION_S = {"cpu": 3.0, "cuda": 5.0}
 TRIAL_OVERTIME = 1.5  # a trial that takes so many times its budget is ended by its clock
 MAX_REMEMBERED = 500  # trainings of all earlier searches
 SHARED = ("train_tokens", "start_from", "start_tokenizer", "compile", "compute_dtype", "attention")
+RECIPE = 2  # raised where the same configuration would end elsewhere: what was seen before then tells nothing
 DATA_SPARE = 1.5  # text prepared, over what the first choice would go through
 
 
@@ -375,7 +376,7 @@ class BudgetSearch:
     def _memory(self) -> Path:
         """Where searches on this hardware and data keep what they saw."""
         model = self.template.model
-        key = [self.hardware.name, self.asked.request.data, model.vocab_size, model.max_seq_len,
+        key = [RECIPE, self.hardware.name, self.asked.request.data, model.vocab_size, model.max_seq_len,
                self.template.compile, self.template.compute_dtype]  # fmt: skip
         return cache_directory() / "search" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 

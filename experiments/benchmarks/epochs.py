@@ -121,7 +121,7 @@ def _train(
                           row_tokens=config.model.max_seq_len, packing=config.base.packing, max_tokens=most)
         for split, most in (("train", unique), ("val", None))
     )  # fmt: skip
-    trainee = build_trainee(config, Workers(), tokenizer.bos_id)
+    trainee = build_trainee(config, Workers(), tokenizer.bos_id, unique_tokens=train.num_tokens)
     result = short_training.train(config, trainee, train, scratch)
     exact = Transformer(config.model, attention="sdpa", seed=None, bos_id=tokenizer.bos_id)  # judged in float32
     exact.load_state_dict(trainee.model.state_dict())

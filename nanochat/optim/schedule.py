@@ -33,6 +33,11 @@ class Schedule:
         return 1.0
 
 
+def weight_decay(progress: float) -> float:
+    """Factor on the weight decay at `progress`: it falls to nothing over the stage (nanochat, 2026)."""
+    return 1 - progress
+
+
 def muon_momentum(step: int) -> float:
     """Muon's momentum warms up over the first 300 steps, while gradients still turn quickly (modded-nanogpt)."""
     return 0.85 + 0.10 * min(step / 300, 1.0)

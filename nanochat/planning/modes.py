@@ -48,8 +48,8 @@ GPU_BATCH_TOKENS = 524_288  # what the guide, and public nanochat, call an itera
 EVAL_TOKENS = {"cpu": 20_480, "cuda": 4 * GPU_BATCH_TOKENS}  # of a measurement of val_bpb
 
 # At batches of a few thousand tokens the square-root rule asks for learning rates several times too low: measured on
-# TinyWorld, see experiments/LOG.md, 2026-11-22.
-CPU_LR_MULTIPLIER = 5.0
+# TinyWorld and WikiText-2, see experiments/LOG.md, 2026-11-28.
+CPU_LR_MULTIPLIER = 8.0
 CPU_SIZES = {
     "demo": Size(3, 1024, 256, 20_000_000, 4 * 10**9, 290.0, CPU_LR_MULTIPLIER),
     "small": Size(4, 2048, 256, 50_000_000, 4 * 10**9, 1800.0, CPU_LR_MULTIPLIER),

@@ -14,7 +14,7 @@ from nanochat.data.batches import IGNORE, Batch, Batches, prefetch
 from nanochat.errors import UserError
 from nanochat.events import Note, RolledBack, Saved, StageStarted, StepDone, Validated
 from nanochat.model import train_flops_per_token
-from nanochat.optim.schedule import muon_momentum
+from nanochat.optim.schedule import muon_momentum, weight_decay
 from nanochat.planning.hardware import forget_peak_memory, peak_memory_bytes
 from nanochat.training.checkpoint import Checkpoint, CheckpointError
 from nanochat.training.pace import Pace
@@ -191,7 +191,8 @@ class _Stage:
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and valid:
             lr = lr_factor * self.config.lr_multiplier * position.lr_scale
-            trainee.optimizer.step(lr, muon_momentum(position.step), fault=self.around.fault)
+            decay = weight_decay(position.progress)
+            trainee.optimizer.step(lr, muon_momentum(position.step), decay, self.around.fault)
         else:  # a non-finite number never reaches the weights (invariant 6)
             trainee.optimizer.drop_gradients()
         self.position = replace(

@@ -1,5 +1,6 @@
 """A whole run: tokenizer, base, mid, SFT, one after the other, from wherever it stopped."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -120,7 +121,11 @@ class _Pipeline:
         if not self.config.trained_stages:
             return
         self.peak_flops = 0.0
-        self.trainee = build_trainee(self.config, self.workers, self.tokenizer.bos_id, draw=False)
+        text = prepared.data["base"].train if "base" in prepared.data else None
+        unique_tokens = text.num_tokens if isinstance(text, TokenDataset) else math.inf  # more is still arriving
+        self.trainee = build_trainee(
+            self.config, self.workers, self.tokenizer.bos_id, draw=False, unique_tokens=unique_tokens
+        )
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
         weights = self._beginning
         for stage in self.config.trained_stages:
@@ -365,11 +370,19 @@ def prepare_process() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None, *, draw: bool = True) -> Trainee:
+def build_trainee(
+    config: RunConfig,
+    workers: Workers,
+    bos_id: int | None = None,
+    *,
+    draw: bool = True,
+    unique_tokens: float = math.inf,
+) -> Trainee:
     """Model and this worker's share of the optimizer, compiled if the config says so.
 
     Args:
         draw: the initial weights; else the caller puts weights in.
+        unique_tokens: of the base stage's text.
     """
     device = workers.device
     dtype = getattr(torch, config.compute_dtype)
@@ -386,7 +399,8 @@ def build_trainee(config: RunConfig, workers: Workers, bos_id: int | None = None
         fp8=config.fp8,
     ).to(device)
     base = config.base
-    peak = hyperparameters(config.model, base.total_batch_size, base.total_batch_size * base.horizon)
+    horizon = base.total_batch_size * base.horizon
+    peak = hyperparameters(config.model, base.total_batch_size, horizon, base.lr_multiplier, unique_tokens)
     if config.compile:
         model.compile_training()
     compiler: Any = partial(torch.compile, fullgraph=True, dynamic=False) if config.compile else None

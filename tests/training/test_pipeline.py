@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
 from nanochat.files import exclusive, write_json
 from nanochat.inference.load import load_model, newest_checkpoint
 from nanochat.model import ModelConfig, Transformer
+from nanochat.optim.scaling import STRONGEST, hyperparameters
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
@@ -26,7 +28,8 @@ from nanochat.run import Run, create
 from nanochat.training import pipeline
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
-from nanochat.training.pipeline import run_pipeline
+from nanochat.training.pipeline import build_trainee, run_pipeline
+from nanochat.training.stage import Trainee
 from nanochat.workers import Workers
 from tests.training.places import s3_place
 
@@ -70,6 +73,32 @@ def test_checkpoints_on_an_object_store(server, tmp_path):
     assert torch.equal(model.head, weights["head"])
     assert Resumed("base", 5) in read_events(away.directory, "base")
     assert "base: taken up again at step 5" in mishaps(away)
+
+
+def test_weight_decay_is_that_of_the_text_and_its_repetitions_and_falls(tmp_path, monkeypatch):
+    """Of a short text that a run goes through many times, and of one that it does not get through."""
+    texts = [f"The {n}th of these short sentences says {n * n}." for n in range(60)]
+    (tmp_path / "short.txt").write_text("<|endoftext|>".join(texts))
+    decays: dict[str, list[float]] = {"tinyworld": [], "short.txt": []}
+
+    def watched(*args: Any, **options: Any) -> Trainee:
+        trainee = build_trainee(*args, **options)
+        peak, update = trainee.optimizer.peak.weight_decay, trainee.optimizer.step
+
+        def step(lr: float, momentum: float, decay_factor: float, *others: Any) -> None:
+            decays[name].append(peak * decay_factor)
+            update(lr, momentum, decay_factor, *others)
+
+        monkeypatch.setattr(trainee.optimizer, "step", step)
+        return trainee
+
+    monkeypatch.setattr(pipeline, "build_trainee", watched)
+    for name, again in (("tinyworld", 1.0), ("short.txt", STRONGEST)):
+        run = small_run(tmp_path / f"run-{name}", data=name if name == "tinyworld" else str(tmp_path / name))
+        go(run)
+        config = run.config()
+        first = again * hyperparameters(config.model, 512, 8 * 512, config.base.lr_multiplier).weight_decay
+        assert decays[name] == pytest.approx([first * (1 - step / 8) for step in range(8)])
 
 
 def test_memory_that_ran_out_is_remembered_for_the_next_run(tmp_path):

@@ -163,7 +163,8 @@ def _at(run: Run, state: str, config: Any) -> str:
         return ""
     if status.stage not in TRAINED_STAGES:
         return status.stage
-    return f"{status.stage} {status.step:,}/{config.stage(status.stage).horizon:,}"
+    stage = config.stage(status.stage)
+    return f"{status.stage} {status.step:,}" + ("" if stage.deadline_s else f"/{stage.num_iterations:,}")
 
 
 def state_of(run: Run) -> str:

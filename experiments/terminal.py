@@ -82,7 +82,7 @@ class Display:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.val_bpb = float("nan")
-        self.total = 0
+        self.total, self.by_clock = 0, False
         self.recent_s: list[float] = []
         self.progress: list[float] = []
         self.last_line = -float("inf")
@@ -119,7 +119,7 @@ class Display:
             case Validated(val_bpb=val_bpb):
                 self.val_bpb = val_bpb
                 if self.bar is None:
-                    self.say(f"{event.stage} {event.step}/{self.total}  val_bpb {val_bpb:.4f}")
+                    self.say(f"{self._at(event)}  val_bpb {val_bpb:.4f}")
             case RolledBack():
                 self.say(
                     f"[yellow]warning: {event.stage} diverged at step {event.step:,}: back to step {event.to_step:,}, "
@@ -128,7 +128,7 @@ class Display:
             case Sampled(prompt=prompt, text=text):
                 self.say(f"[dim]{escape(shorten(f'{prompt} {text}', SAMPLE_CHARS))}[/dim]")
             case Saved() if self.bar is None:
-                self.say(f"{event.stage} {event.step}/{self.total}  checkpoint saved")
+                self.say(f"{self._at(event)}  checkpoint saved")
             case TasksScored(scores={"overall": overall}):
                 self.say(f"{event.stage}: {overall['accuracy']:.0%} of {overall['count']:.0f} questions right")
             case StageFinished(result=result):
@@ -154,6 +154,7 @@ class Display:
 
     def _start(self, event: StageStarted) -> None:
         self.total, self.recent_s, self.progress, self.val_bpb = event.num_iterations, [], [], float("nan")
+        self.by_clock = event.by_clock
         resumed = f", resumed at step {event.step:,}" if event.step else ""
         if self.bar is None:
             steps = f"about {event.num_iterations:,} steps" if event.by_clock else f"{event.num_iterations:,} steps"
@@ -180,7 +181,11 @@ class Display:
         elif self.clock() - self.last_line >= PLAIN_EVERY_S or event.step == self.total:
             self.last_line = self.clock()
             left = duration(self._steps_left() * step_s)
-            self.say(f"{event.stage} {event.step:,} ({event.progress:.0%})  {figures}  {left} left")
+            self.say(f"{self._at(event)}  {figures}  {left} left")
+
+    def _at(self, event: StepDone | Validated | Saved) -> str:
+        """Where its stage is; how many steps there will be is not known where the clock ends it."""
+        return f"{event.stage} {event.step:,}" + ("" if self.by_clock else f"/{self.total:,}")
 
     def _steps_left(self) -> float:
         """How many more there are at the pace of the latest; a deadline may come before the last."""

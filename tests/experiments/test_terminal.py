@@ -2,10 +2,11 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from experiments.terminal import SILENT_S, Display
-from nanochat.events import StageStarted, StepDone
+from nanochat.events import StageStarted, StepDone, Validated
 
 
 def test_silence_is_never_long():
@@ -28,13 +29,16 @@ def test_silence_is_never_long():
         assert out.getvalue().count("\n") == len(out.getvalue().splitlines())
 
 
-def test_what_the_clock_ends_is_shown_by_its_share():
+@pytest.mark.parametrize(("by_clock", "told", "at"), [(True, "about 100 steps", "base 120  "),
+                                                      (False, "base: 100 steps", "base 120/100  ")])  # fmt: skip
+def test_how_many_steps_there_will_be_is_said_where_it_is_known(by_clock, told, at):
     out = io.StringIO()
     with Display(Console(file=out, width=120)) as display:
-        display(StageStarted("base", 0, 100, 256, by_clock=True))
+        display(StageStarted("base", 0, 100, 256, by_clock))
         display(StepDone("base", 120, 3.0, 1.0, 1.0, 0.5, 512.0, progress=0.8))
-    assert "base: about 100 steps of 256 tokens" in out.getvalue()
-    assert "base 120 (80%)" in out.getvalue()
+        display(Validated("base", 120, 0.5, 1.0))
+    assert f"{told} of 256 tokens" in out.getvalue()
+    assert out.getvalue().count(at) == 2
 
 
 def test_a_step_shows_its_share_of_the_measured_peak():

@@ -9,6 +9,7 @@ REFERENCE_BATCH = 524_288  # tokens a step at which the reference learning rates
 REFERENCE_WIDTH = 768
 REFERENCE_TOKENS_PER_PARAMETER = 10.5  # compute-optimal ratio of data to `scaling` parameters (nanochat, 2026)
 STRONGEST = 8.0  # times as much weight decay, see `for_repetitions`
+MOST_A_STEP = 0.5  # of a weight that decay takes away in one step, however few there are
 REFERENCE_MODEL = ModelConfig.from_depth(12, 32_768, 2048)
 
 
@@ -53,18 +54,20 @@ def hyperparameters(config: ModelConfig, batch_tokens: int, tokens: float,
     - Those of AdamW follow width^-1/2, tuned at width 768 (nanochat); Muon's are width-free, because an orthogonal
       update has the same effect at every width (Bernstein & Newhouse 2024, arXiv:2409.20325).
     - Weight decay keeps the averaging time scale, 1 / (lr · λ) steps, the same share of the training: λ ∝ B / (lr · D)
-      (Wang & Aitchison 2024, arXiv:2405.13698), times `for_repetitions`.
+      (Wang & Aitchison 2024, arXiv:2405.13698), times `for_repetitions`, and at most `MOST_A_STEP`.
     """
     batch_ratio = batch_tokens / REFERENCE_BATCH
     by_batch = batch_ratio**0.5
     by_width = (config.width / REFERENCE_WIDTH) ** -0.5
+    matrix_lr = 0.02 * by_batch
+    decay = 0.2 * batch_ratio / (lr_multiplier * by_batch) * reference_tokens() / tokens
+    decay *= for_repetitions(count_parameters(config).scaling, tokens, unique_tokens)
     return Hyperparameters(
-        matrix_lr=0.02 * by_batch,
+        matrix_lr=matrix_lr,
         embedding_lr=0.3 * by_batch * by_width,
         head_lr=0.008 * by_batch * by_width,
         scalar_lr=0.1 * by_batch,
-        weight_decay=0.2 * batch_ratio / (lr_multiplier * by_batch) * reference_tokens() / tokens
-        * for_repetitions(count_parameters(config).scaling, tokens, unique_tokens),
+        weight_decay=min(decay, MOST_A_STEP / (lr_multiplier * matrix_lr)),
     )
 
 

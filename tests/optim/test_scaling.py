@@ -50,10 +50,10 @@ def test_weight_decay_halves_when_the_horizon_doubles() -> None:
 
 @given(st.floats(0.1, 16), st.integers(512, 2**21), st.floats(1e5, 1e12))
 def test_weights_forget_at_the_same_pace_whatever_the_learning_rate(multiplier, batch, tokens) -> None:
-    """The matrices are averaged over the same share of the training."""
+    """The matrices are averaged over the same share of the training; of a very short one never in a step or two."""
     peak = hyperparameters(REFERENCE_MODEL, batch, tokens, multiplier)
-    forgotten = multiplier * peak.matrix_lr * peak.weight_decay * tokens / batch
-    assert forgotten == pytest.approx(0.02 * 0.2 * reference_tokens() / REFERENCE_BATCH)
+    a_step = multiplier * peak.matrix_lr * peak.weight_decay
+    assert a_step == pytest.approx(min(0.02 * 0.2 * reference_tokens() / REFERENCE_BATCH / (tokens / batch), 0.5))
     assert replace(peak, weight_decay=0) == replace(hyperparameters(REFERENCE_MODEL, batch, tokens), weight_decay=0)
 
 
@@ -65,7 +65,7 @@ def test_what_is_gone_through_again_by_a_large_model_decays_more() -> None:
     assert 1 < factors[2] < 2
     assert for_repetitions(1e9, 1e6, 1e6) == 1, "once through, however large the model"
     assert for_repetitions(1e9, 1e12, float("inf")) == 1
-    once, again = (hyperparameters(REFERENCE_MODEL, 2048, 1e6, unique_tokens=unique) for unique in (1e6, 1e5))
+    once, again = (hyperparameters(REFERENCE_MODEL, 512, 1e6, unique_tokens=unique) for unique in (1e6, 1e5))
     assert again == replace(once, weight_decay=STRONGEST * once.weight_decay)
 
 

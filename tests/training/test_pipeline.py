@@ -19,7 +19,7 @@ from nanochat.events import JsonlSink, Note, Resumed, StepDone, read_events
 from nanochat.files import exclusive, write_json
 from nanochat.inference.load import load_model, newest_checkpoint
 from nanochat.model import ModelConfig, Transformer
-from nanochat.optim.scaling import STRONGEST, hyperparameters
+from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.resolve import Request, resolve
@@ -93,12 +93,14 @@ def test_weight_decay_is_that_of_the_text_and_its_repetitions_and_falls(tmp_path
         return trainee
 
     monkeypatch.setattr(pipeline, "build_trainee", watched)
-    for name, again in (("tinyworld", 1.0), ("short.txt", STRONGEST)):
+    for name, unique in (("tinyworld", 1e6), ("short.txt", 1e3)):
         run = small_run(tmp_path / f"run-{name}", data=name if name == "tinyworld" else str(tmp_path / name))
+        base = replace(run.config().base, num_iterations=40)
+        run = create(tmp_path / f"{name}-40", replace(run.config(), base=base), {"hardware": {"name": "a test's"}})
         go(run)
-        config = run.config()
-        first = again * hyperparameters(config.model, 512, 8 * 512, config.base.lr_multiplier).weight_decay
-        assert decays[name] == pytest.approx([first * (1 - step / 8) for step in range(8)])
+        model = run.config().model
+        first = hyperparameters(model, 512, 40 * 512, base.lr_multiplier, unique).weight_decay
+        assert decays[name] == pytest.approx([first * (1 - step / 40) for step in range(40)])
 
 
 def test_memory_that_ran_out_is_remembered_for_the_next_run(tmp_path):

@@ -330,8 +330,8 @@ class BudgetSearch:
                 config = replace(config, stages=tuple(stage for stage in config.stages if stage not in later))
                 record["reasons"].append(f"without {' and '.join(later)}: {error.message}")
         questions = config.stage(self.stage).eval_questions
-        trained = replace(trial.config().stage(self.stage), num_iterations=chosen.num_iterations, deadline_s=None,
-                          eval_questions=questions)  # fmt: skip
+        trained = replace(trial.config().stage(self.stage), num_iterations=chosen.num_iterations,
+                          expected_iterations=None, deadline_s=None, eval_questions=questions)  # fmt: skip
         config = replace(config, cap_s=self.asked.cap_s, **{self.stage: trained})
         rest = replace(config, stages=tuple(stage for stage in config.stages if stage in later))
         plan = self._plan(config, None)

@@ -164,7 +164,7 @@ def _at(run: Run, state: str, config: Any) -> str:
     if status.stage not in TRAINED_STAGES:
         return status.stage
     stage = config.stage(status.stage)
-    return f"{status.stage} {status.step:,}" + ("" if stage.deadline_s else f"/{stage.num_iterations:,}")
+    return f"{status.stage} {status.step:,}" + ("" if stage.ended_by_clock else f"/{stage.num_iterations:,}")
 
 
 def state_of(run: Run) -> str:

@@ -75,6 +75,11 @@ class StageConfig:
         """Steps that there should be: what weight decay, and the data to prepare, go by."""
         return min(self.num_iterations, self.expected_iterations or self.num_iterations)
 
+    @property
+    def ended_by_clock(self) -> bool:
+        """Whether a deadline, not the number of its iterations, is to end it."""
+        return self.deadline_s is not None and self.horizon < self.num_iterations
+
     def largest_share(self, seq_len: int, num_workers: int) -> int:
         """Rows of a step that fall to the worker with the most of them."""
         return -(-(self.total_batch_size // seq_len) // num_workers)

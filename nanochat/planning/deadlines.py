@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from nanochat.config import RunConfig, StageConfig
 from nanochat.errors import UserError
-from nanochat.planning.estimate import checkpoint_bytes, compile_seconds, step_seconds
+from nanochat.planning.estimate import checkpoint_bytes, compile_seconds, stage_estimate, step_seconds
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.overheads import ANSWERING, EVALUATING, SAVING, UNENDED, overhead_s, reserved_overhead_s
 from nanochat.planning.preparing import NOTHING, There, begins_s, preparations
@@ -64,16 +64,18 @@ def with_deadlines(
         every = max(round(count / max(LOOKS, share / LOOK_EVERY_S)), 1)
         evaluation_s = overhead_s(EVALUATING, stage.eval_tokens / stage.total_batch_size * step_s, hardware)
         seldom = math.ceil(evaluation_s / step_s / MOST_ON_EVALUATING)
-        now += share
-        changed[name] = replace(
+        stage = replace(
             stage,
             num_iterations=round(SPARE_STEPS * count),
-            expected_iterations=count,
             eval_every=max(every, min(seldom, count)),
             checkpoint_every=every,
-            deadline_s=now,
+            deadline_s=now + share,
             tail_s=min(stage_tail_s(config, name, hardware), share / 3),
         )
+        with_stage = replace(config, **{name: stage})  # type: ignore[arg-type]
+        planned = stage_estimate(with_stage, name, hardware, num_workers, now, first=not changed).iterations
+        changed[name] = replace(stage, expected_iterations=max(planned, math.ceil(count / 2)))
+        now += share
     return replace(config, cap_s=cap_s, **changed)  # type: ignore[arg-type]
 
 

@@ -325,7 +325,7 @@ def estimate(
     stages: list[StageEstimate] = []
     since_s = begins_s(preparing, hardware) if spent_s is None else spent_s
     for name in config.trained_stages:
-        stages.append(_stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
+        stages.append(stage_estimate(config, name, hardware, num_workers, since_s, first=not stages))
         since_s += stages[-1].seconds
     return Plan(
         preparing,
@@ -360,10 +360,15 @@ def evaluations(iterations: int, every: int) -> int:
     return 1 + -(-iterations // every)
 
 
-def _stage_estimate(
+def stage_estimate(
     config: RunConfig, name: str, hardware: Hardware, num_workers: int, since_s: float, *, first: bool
 ) -> StageEstimate:
-    """Args: since_s: when the stage begins on the run's clock."""
+    """Of one stage.
+
+    Args:
+        since_s: when it begins on the run's clock.
+        first: whether it is the one that compiles.
+    """
     stage = config.stage(name)
     per_step = step_seconds(config, stage, hardware, num_workers)
     an_evaluation = overhead_s(EVALUATING, stage.eval_tokens / stage.total_batch_size * per_step, hardware)

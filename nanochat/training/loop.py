@@ -84,7 +84,7 @@ class _Stage:
         forget_peak_memory(around.workers.device.type)  # what was prepared before is not training's
         around.emit(
             StageStarted(self.name, self.position.step, config.horizon, config.total_batch_size,
-                         config.deadline_s is not None)
+                         config.ended_by_clock)
         )  # fmt: skip
         if self.saved_step < 0:
             self._validate()

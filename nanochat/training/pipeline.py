@@ -29,7 +29,7 @@ from nanochat.model import ModelConfig, Transformer
 from nanochat.model.attention import unavailable
 from nanochat.model.fp8 import fp8_unavailable
 from nanochat.optim.muon_adamw import MuonAdamW
-from nanochat.optim.scaling import hyperparameters
+from nanochat.optim.scaling import Hyperparameters, hyperparameters
 from nanochat.planning.hardware import keep_freed_memory, measure_peak
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.preparing import corpus_shards
@@ -121,11 +121,7 @@ class _Pipeline:
         if not self.config.trained_stages:
             return
         self.peak_flops = 0.0
-        text = prepared.data["base"].train if "base" in prepared.data else None
-        unique_tokens = text.num_tokens if isinstance(text, TokenDataset) else math.inf  # more is still arriving
-        self.trainee = build_trainee(
-            self.config, self.workers, self.tokenizer.bos_id, draw=False, unique_tokens=unique_tokens
-        )
+        self.trainee = build_trainee(self.config, self.workers, self.tokenizer.bos_id, draw=False)
         self.token_bytes = _padded(self.tokenizer.token_bytes(), self.config.model.vocab_size, self.workers.device)
         weights = self._beginning
         for stage in self.config.trained_stages:
@@ -247,6 +243,9 @@ class _Pipeline:
         }
         if found:
             _check_identity(found, identity)
+        # Of conversations nothing is known of that; and of a growing text more is still arriving.
+        text = data.train if name == "base" and isinstance(data.train, TokenDataset) else None
+        self.trainee.optimizer.peak = _peak(self.config, text.num_tokens if text else math.inf)
         self._restore(found, weights)
         if workers.leads:
             recorded, step = (found.state["recorded"], found.step) if found else (0, 0)
@@ -398,13 +397,18 @@ def build_trainee(
         bos_id=bos_id,
         fp8=config.fp8,
     ).to(device)
-    base = config.base
-    horizon = base.total_batch_size * base.horizon
-    peak = hyperparameters(config.model, base.total_batch_size, horizon, base.lr_multiplier, unique_tokens)
+    peak = _peak(config, unique_tokens)
     if config.compile:
         model.compile_training()
     compiler: Any = partial(torch.compile, fullgraph=True, dynamic=False) if config.compile else None
     return Trainee(model, MuonAdamW(model, peak, workers=workers, compiler=compiler, compute_dtype=dtype))
+
+
+def _peak(config: RunConfig, unique_tokens: float) -> Hyperparameters:
+    """Of a run, by its base stage."""
+    base = config.base
+    tokens = base.total_batch_size * base.horizon
+    return hyperparameters(config.model, base.total_batch_size, tokens, base.lr_multiplier, unique_tokens)
 
 
 def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,10 +84,10 @@ def test_weight_decay_is_that_of_the_text_and_its_repetitions_and_falls(tmp_path
 
     def watched(*args: Any, **options: Any) -> Trainee:
         trainee = build_trainee(*args, **options)
-        peak, update = trainee.optimizer.peak.weight_decay, trainee.optimizer.step
+        update = trainee.optimizer.step
 
         def step(lr: float, momentum: float, decay_factor: float, *others: Any) -> None:
-            decays[name].append(peak * decay_factor)
+            decays[name].append(trainee.optimizer.peak.weight_decay * decay_factor)
             update(lr, momentum, decay_factor, *others)
 
         monkeypatch.setattr(trainee.optimizer, "step", step)
@@ -95,12 +96,14 @@ def test_weight_decay_is_that_of_the_text_and_its_repetitions_and_falls(tmp_path
     monkeypatch.setattr(pipeline, "build_trainee", watched)
     for name, unique in (("tinyworld", 1e6), ("short.txt", 1e3)):
         run = small_run(tmp_path / f"run-{name}", data=name if name == "tinyworld" else str(tmp_path / name))
-        base = replace(run.config().base, num_iterations=40)
-        run = create(tmp_path / f"{name}-40", replace(run.config(), base=base), {"hardware": {"name": "a test's"}})
+        base, sft = replace(run.config().base, num_iterations=40), replace(run.config().sft, num_iterations=4)
+        sft, stages = replace(sft, eval_questions=0), ("tokenizer", "base", "sft")
+        config = replace(run.config(), base=base, sft=sft, stages=stages)
+        run = create(tmp_path / f"{name}-40", config, {"hardware": {"name": "a test's"}})
         go(run)
-        model = run.config().model
-        first = hyperparameters(model, 512, 40 * 512, base.lr_multiplier, unique).weight_decay
-        assert decays[name] == pytest.approx([first * (1 - step / 40) for step in range(40)])
+        rule = partial(hyperparameters, config.model, 512, 40 * 512, base.lr_multiplier)
+        in_base = [rule(unique).weight_decay * (1 - step / 40) for step in range(40)]
+        assert decays[name] == pytest.approx([*in_base, *(rule().weight_decay * (1 - step / 4) for step in range(4))])
 
 
 def test_memory_that_ran_out_is_remembered_for_the_next_run(tmp_path):

@@ -41,7 +41,7 @@ def test_runs_are_compared_at_equal_tokens_and_at_equal_time(tmp_path, capsys):
     assert drawn.read_text().count("<svg") == 1
     assert "val_bpb of base" in drawn.read_text()
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["base.lr_multiplier", "5", "2"] in lines
+    assert ["base.lr_multiplier", "8", "2"] in lines
     assert ["seed", "0", "3"] in lines
     assert not any(line[:1] == ["data"] for line in lines)
     assert ["300", "0.5000", "1.0000"] in lines, "at three quarters of the tokens of the shorter one"

@@ -96,7 +96,8 @@ def test_fast_and_plain_are_judged_beside_what_seeds_make(
         difference = float(re.search(rf"{name} - {beside}: ([+-][\d.]+) ±", out).group(1))
         assert difference == pytest.approx((sum(found[name]) - sum(found[beside])) / 2, abs=1.1e-4)
         assert abs(difference) < 0.05
-        assert found[name] != found[beside]
+        if name == "fp8" or "fast   bfloat16" in out:  # in float32 only the order of sums is another
+            assert found[name] != found[beside]
 
 
 @pytest.mark.usefixtures("settings_restored")

@@ -70,6 +70,7 @@ def test_what_goes_by_the_steps_of_a_stage_goes_by_those_to_be_expected(by_hand)
     config = resolve(Request(hours=2.0, depth=1, assignments=by_hand), CPU, compiler="g++").config
     base = config.base
     assert base.horizon == 40 if by_hand else 1.9 * base.horizon < base.num_iterations
+    assert base.ended_by_clock == (not by_hand)
     counted = replace(config, base=replace(base, num_iterations=base.horizon, deadline_s=None))
     decays = [build_trainee(each, Workers()).optimizer.peak.weight_decay for each in (config, counted)]
     assert decays[0] == decays[1]

@@ -150,7 +150,7 @@ def train_worker(settings: dict[str, str]) -> dict[str, str]:
     """
     import ray.train.torch
 
-    from nanochat.training.pipeline import prepare_process
+    from nanochat.training.trainee import prepare_process
     from nanochat.workers import Workers
 
     for chatty in ("ray.train", "rustbpe", "httpx", "httpx2"):

@@ -208,7 +208,8 @@ def trained(run: Run, started: float, emit: Sink, should_stop: Callable[[], bool
     import torch
 
     from nanochat.training.loop import Interrupted, is_out_of_memory
-    from nanochat.training.pipeline import prepare_process, run_pipeline
+    from nanochat.training.pipeline import run_pipeline
+    from nanochat.training.trainee import prepare_process
     from nanochat.workers import Workers
 
     prepare_process()  # as the final training is, whose throughput trials tell

@@ -24,7 +24,7 @@ from nanochat.run import read_json
 from nanochat.search.law import NAMES, Points, fit, predict
 from nanochat.search.priors import SMALL_TEXT
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.pipeline import build_trainee, prepare_process
+from nanochat.training.trainee import build_trainee, prepare_process
 from nanochat.workers import Workers
 
 NEAR = 0.3  # val_bpb above the best of as many unique tokens

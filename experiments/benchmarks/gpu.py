@@ -27,7 +27,8 @@ from nanochat.planning.kernels import MOST_ROWS, attention_ms
 from nanochat.planning.resolve import Request, resolve
 from nanochat.run import create
 from nanochat.training.loop import Interrupted, is_out_of_memory
-from nanochat.training.pipeline import build_trainee, prepare_process, run_pipeline
+from nanochat.training.pipeline import run_pipeline
+from nanochat.training.trainee import build_trainee, prepare_process
 from nanochat.workers import Workers
 
 STEP_TOKENS = 524_288  # what the rates of training are for: as many pieces, then one update

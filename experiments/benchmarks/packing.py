@@ -16,7 +16,7 @@ from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request, resolve
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.pipeline import build_trainee
+from nanochat.training.trainee import build_trainee
 from nanochat.workers import Workers
 
 MANY = 10**6  # steps: the clock ends them

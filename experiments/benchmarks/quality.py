@@ -21,7 +21,7 @@ from nanochat.model.fp8 import fp8_linear
 from nanochat.planning.hardware import detect_hardware
 from nanochat.planning.resolve import Request, resolve
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.pipeline import build_trainee, prepare_process
+from nanochat.training.trainee import build_trainee, prepare_process
 from nanochat.workers import Workers
 
 

@@ -24,7 +24,8 @@ import experiments.cluster  # its settings of threads, as Ray's workers have the
 import torch
 from nanochat.events import JsonlSink
 from nanochat.run import Run
-from nanochat.training.pipeline import prepare_process, run_pipeline
+from nanochat.training.pipeline import run_pipeline
+from nanochat.training.trainee import prepare_process
 from nanochat.workers import Workers
 prepare_process()
 run = Run(Path(sys.argv[1]))

@@ -17,7 +17,7 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.scaling import hyperparameters
 from nanochat.planning.hardware import choose_dtype, detect_hardware, measure_peaks
 from nanochat.planning.kernels import choose_attention
-from nanochat.training.pipeline import prepare_process
+from nanochat.training.trainee import prepare_process
 
 WARM_UP_STEPS = 3  # after the first, which compiles
 

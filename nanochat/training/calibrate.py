@@ -18,8 +18,8 @@ from nanochat.planning.hardware import Hardware
 from nanochat.planning.history import CALIBRATION, Finished, measured
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import train_stage
-from nanochat.training.pipeline import build_trainee, prepare_process
 from nanochat.training.stage import Surroundings
+from nanochat.training.trainee import build_trainee, prepare_process
 from nanochat.workers import Workers
 
 MANY = 10**9  # steps: the clock ends them

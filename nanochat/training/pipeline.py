@@ -25,12 +25,8 @@ from nanochat.events import Note, Prepared, Sampled, Sink, StageFinished, TasksS
 from nanochat.files import write_json
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import read_reply
-from nanochat.model import ModelConfig, Transformer
-from nanochat.model.attention import unavailable
-from nanochat.model.fp8 import fp8_unavailable
-from nanochat.optim.muon_adamw import MuonAdamW
-from nanochat.optim.scaling import Hyperparameters, hyperparameters
-from nanochat.planning.hardware import keep_freed_memory, measure_peak
+from nanochat.model import ModelConfig
+from nanochat.planning.hardware import measure_peak
 from nanochat.planning.memory import MemoryRecord
 from nanochat.planning.preparing import corpus_shards
 from nanochat.run import Run
@@ -42,7 +38,8 @@ from nanochat.training.loop import Interrupted, train_stage
 from nanochat.training.prepare import StageData, prepare_growing, prepare_stage, prepare_tokenizer
 from nanochat.training.prepared import made_since, note_tokens
 from nanochat.training.result import StageResult
-from nanochat.training.stage import Surroundings, Trainee
+from nanochat.training.stage import Surroundings
+from nanochat.training.trainee import build_trainee, load_weights, peak_rates
 from nanochat.workers import Workers
 
 # What checkpoints of earlier versions do not say of their model.
@@ -245,7 +242,7 @@ class _Pipeline:
             _check_identity(found, identity)
         # Of conversations nothing is known of that; and of a growing text more is still arriving.
         text = data.train if name == "base" and isinstance(data.train, TokenDataset) else None
-        self.trainee.optimizer.peak = _peak(self.config, text.num_tokens if text else math.inf)
+        self.trainee.optimizer.peak = peak_rates(self.config, text.num_tokens if text else math.inf)
         self._restore(found, weights)
         if workers.leads:
             recorded, step = (found.state["recorded"], found.step) if found else (0, 0)
@@ -359,73 +356,6 @@ def samples(engine: Engine, *, chat: bool) -> list[tuple[str, str]]:
     ]
     replies = engine.complete(ids, max_new_tokens=64 if chat else 32)
     return [(prompt, shown(read_reply(tokenizer, reply))) for prompt, reply in zip(prompts, replies, strict=True)]
-
-
-def prepare_process() -> None:
-    """The same steps give the same weights, to the bit, and memory once taken stays; for the whole process."""
-    keep_freed_memory()
-    torch.set_deterministic_debug_mode("error")  # without the compiler, see `tell_of_determinism`
-    # Nothing here reads what it did not write.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def build_trainee(
-    config: RunConfig,
-    workers: Workers,
-    bos_id: int | None = None,
-    *,
-    draw: bool = True,
-    unique_tokens: float = math.inf,
-) -> Trainee:
-    """Model and this worker's share of the optimizer, compiled if the config says so.
-
-    Args:
-        draw: the initial weights; else the caller puts weights in.
-        unique_tokens: of the base stage's text.
-    """
-    device = workers.device
-    dtype = getattr(torch, config.compute_dtype)
-    if config.fp8 and (why := fp8_unavailable(device)):
-        raise UserError(f"fp8 {why}", "leave --set fp8=true out, under another --name")
-    if why := unavailable(config.attention, device, dtype):
-        raise UserError(f"attention {config.attention} {why}", "another --set attention=…, under another --name")
-    model = Transformer(
-        config.model,
-        compute_dtype=dtype,
-        attention=config.attention,
-        seed=config.seed if draw else None,
-        bos_id=bos_id,
-        fp8=config.fp8,
-    ).to(device)
-    peak = _peak(config, unique_tokens)
-    if config.compile:
-        model.compile_training()
-    compiler: Any = partial(torch.compile, fullgraph=True, dynamic=False) if config.compile else None
-    return Trainee(model, MuonAdamW(model, peak, workers=workers, compiler=compiler, compute_dtype=dtype))
-
-
-def _peak(config: RunConfig, unique_tokens: float) -> Hyperparameters:
-    """Of a run, by its base stage."""
-    base = config.base
-    tokens = base.total_batch_size * base.horizon
-    return hyperparameters(config.model, base.total_batch_size, tokens, base.lr_multiplier, unique_tokens)
-
-
-def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into the model. Raises UserError naming what is missing or of another shape."""
-    theirs, ours = checkpoint.tensors("model"), model.state_dict()
-    wrong = [
-        name
-        for name in sorted(ours.keys() | theirs.keys())
-        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"the weights of {checkpoint.location} do not fit this model: {', '.join(wrong[:5])}"
-            + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
-            "use the --depth and architecture the checkpoint was trained with",
-        )
-    model.load_state_dict(theirs)
 
 
 def scores_of(summary: Summary) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from nanochat.planning.estimate import compile_seconds, estimate, step_seconds
 from nanochat.planning.hardware import DATA_SHEETS, Hardware
 from nanochat.planning.preparing import begins_s, text_tokens
 from nanochat.planning.resolve import Request, resolve
-from nanochat.training.pipeline import build_trainee
+from nanochat.training.trainee import build_trainee
 from nanochat.workers import Workers
 
 A100_40GB = DATA_SHEETS["a100-40gb"]

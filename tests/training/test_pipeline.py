@@ -29,8 +29,9 @@ from nanochat.run import Run, create
 from nanochat.training import pipeline
 from nanochat.training.checkpoint import CheckpointStore
 from nanochat.training.loop import Interrupted
-from nanochat.training.pipeline import build_trainee, run_pipeline
+from nanochat.training.pipeline import run_pipeline
 from nanochat.training.stage import Trainee
+from nanochat.training.trainee import build_trainee
 from nanochat.workers import Workers
 from tests.training.places import s3_place
 
@@ -193,7 +194,7 @@ import sys
 import torch
 from nanochat.planning.hardware import Hardware
 from nanochat.planning.resolve import Request, resolve
-from nanochat.training.pipeline import build_trainee, prepare_process
+from nanochat.training.trainee import build_trainee, prepare_process
 from nanochat.workers import Workers
 prepare_process()
 hardware = Hardware("a CPU", "cpu", 1, 2, 2**34, {"float32": 4e11, "bfloat16": 1e11})
